@@ -1,0 +1,2 @@
+# The workflow, reachable from the root: snakemake all
+include: "workflow/Snakefile"

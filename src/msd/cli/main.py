@@ -1,0 +1,42 @@
+"""The ``msd`` command: every rule of the workflow is one call of it, and each is usable by hand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from msd import __version__
+from msd.cli import products, stages
+from msd.errors import MsdError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="msd",
+        description="Multi-Student Distillation: K one-step students of one diffusion teacher (arXiv 2410.23274).",
+        epilog="The stages are rules of the workflow: `snakemake all` runs them all. Exit codes: docs/errors.md.",
+    )
+    parser.add_argument("--version", action="version", version=f"msd {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    stages.register(commands)
+    products.register(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except MsdError as e:
+        print(f"msd: {type(e).__name__}: {e}", file=sys.stderr, flush=True)
+        return e.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

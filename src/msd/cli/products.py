@@ -1,0 +1,139 @@
+"""Subcommands around finished work: bundle, sample, export, report, track."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from msd.cli.options import add_configuration, plan_of
+from msd.errors import ConfigError, MissingFileError
+from msd.store import Manifest
+
+
+def bundle(arguments: argparse.Namespace) -> None:
+    from msd.bundle.bundle import link_students, write_bundle
+
+    plan = plan_of(arguments)
+    variant = plan.variant(arguments.variant)
+    manifest = write_bundle(variant, arguments.out)
+    if manifest.path == variant.bundle.manifest:
+        link_students(variant, plan.root)
+    print(f"{variant.name}: {manifest.path}")
+
+
+def sample(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from msd.bundle.bundle import Bundle
+    from msd.data.archive import to_uint8
+    from msd.draws import noise_of_images
+    from msd.evaluate.grid import save_grid
+
+    if arguments.bundle is None:
+        if arguments.variant is None:
+            raise ConfigError("Nothing to draw from.", todo="Give --variant NAME or --bundle FOLDER.")
+        node = plan_of(arguments).variant(arguments.variant).bundle
+        if not node.manifest.exists():
+            raise MissingFileError(
+                f"Variant {arguments.variant!r} is not trained yet.",
+                where=str(node.manifest),
+                todo=f"Run: snakemake --profile local {node.manifest}",
+            )
+        arguments.bundle = node.manifest.parent
+    loaded = Bundle(arguments.bundle)
+    cond = torch.full((arguments.n,), arguments.class_id)
+    owner = loaded.router(cond[:1]).item()
+    noise = noise_of_images(arguments.seed, 0, arguments.n, loaded.image_shape)
+    save_grid(to_uint8(loaded.generate(noise, cond)).numpy(), arguments.out)
+    print(f"{arguments.out}: {arguments.n} images of class {arguments.class_id} by student {owner}, NFE {loaded.nfe}")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    from msd.bundle.export import export_network
+
+    print(export_network(plan_of(arguments), arguments.role, arguments.out))
+
+
+def report(arguments: argparse.Namespace) -> None:
+    plan = plan_of(arguments)
+    if arguments.show:
+        from msd.report.show import show
+
+        print(show(plan))
+        return
+    if arguments.readme:
+        from msd.report.readme import update_readme
+
+        update_readme(plan, Path("README.md"), Path("docs/images/overview.png"))
+        return
+    from msd.report.build import build_report
+
+    print(build_report(plan).path)
+
+
+def track(arguments: argparse.Namespace) -> None:
+    from msd.tracking import track
+
+    manifest: Manifest = track(plan_of(arguments), arguments.uri)
+    print(manifest.path)
+
+
+def register(commands: Any) -> None:
+    """Add the subcommands."""
+
+    def add(name: str, run: Any, summary: str, examples: list[str]) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog="examples:\n" + "\n".join(f"  {e}" for e in examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.set_defaults(run=run)
+        return parser
+
+    p = add("bundle", bundle, "collect a variant's students, partition and router in one folder", ["msd bundle msd4 out/"])
+    p.add_argument("variant")
+    p.add_argument("out", type=Path)
+    add_configuration(p)
+
+    p = add(
+        "sample",
+        sample,
+        "draw images of a class by the student that owns it",
+        ["msd sample --variant msd4 --class 3 --n 16 --out three.png", "msd sample --bundle out/ --class 3 --out three.png"],
+    )
+    p.add_argument("--variant", help="a variant of the configuration")
+    p.add_argument("--bundle", type=Path, help="or: a folder written by `msd bundle`")
+    p.add_argument("--class", type=int, required=True, dest="class_id", help="the class to draw")
+    p.add_argument("--n", type=_positive, default=16, help="how many images (default: 16)")
+    p.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    p.add_argument("--out", type=Path, required=True, help="a picture file, e.g. three.png")
+    add_configuration(p)
+
+    p = add(
+        "export",
+        export,
+        "write a trained teacher or classifier with the manifest of how it was trained",
+        ["msd export teacher resources/teachers/mnist.safetensors --configfile experiments/mnist-networks.yaml"],
+    )
+    p.add_argument("role", choices=["teacher", "features", "judge"])
+    p.add_argument("out", type=Path)
+    add_configuration(p)
+
+    p = add("report", report, "write the ablation table, the figures and report.html", ["msd report", "msd report --show"])
+    p.add_argument("--show", action="store_true", help="print the table that is there")
+    p.add_argument("--readme", action="store_true", help="renew README.md's table and picture from the report")
+    add_configuration(p)
+
+    p = add("track", track, "project the journals and manifests into MLflow", ["msd track", "msd track --uri sqlite:///x.db"])
+    p.add_argument("--uri", help="MLflow tracking URI (default: sqlite, ./mlflow.db)")
+    add_configuration(p)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value

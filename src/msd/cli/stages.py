@@ -1,0 +1,141 @@
+"""One subcommand per stage of the workflow. Each makes one manifest; the same command starts, resumes or finds it done."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from msd.cli.options import add_configuration, add_target, plan_of, target_of
+from msd.cli.progress import ProgressDisplay
+from msd.config import Compute, Data
+from msd.plan import Node, Plan
+from msd.store import Manifest
+
+
+def _data(node: Node, plan: Plan) -> Manifest:
+    from msd.data.archive import prepare
+
+    return prepare(Data.model_validate(node.settings), node.manifest)
+
+
+def _teacher(node: Node, plan: Plan) -> Manifest:
+    from msd.teachers.prepare import prepare_teacher
+
+    return prepare_teacher(node, *_how(node, plan))
+
+
+def _classifier(node: Node, plan: Plan) -> Manifest:
+    from msd.evaluate.judges import prepare_classifier
+
+    return prepare_classifier(node, *_how(node, plan))
+
+
+def _partition(node: Node, plan: Plan) -> Manifest:
+    from msd.partition.build import build_partition
+
+    num_classes = Manifest.read(node.inputs["data"].manifest).results["num_classes"]
+    embeddings = None
+    if "teacher" in node.inputs:
+        from msd.networks import load_network
+
+        teacher = Manifest.read(node.inputs["teacher"].manifest)
+        embeddings = load_network(teacher.file("weights")).condition_embeddings().numpy()
+    return build_partition(node.manifest, node.settings, node.input_paths, num_classes, embeddings)
+
+
+def _pairs(node: Node, plan: Plan) -> Manifest:
+    from msd.distill.run import make_pairs
+
+    return make_pairs(node, *_how(node, plan))
+
+
+def _tsm(node: Node, plan: Plan) -> Manifest:
+    from msd.distill.run import run_tsm
+
+    return run_tsm(node, *_how(node, plan))
+
+
+def _dm(node: Node, plan: Plan) -> Manifest:
+    from msd.distill.run import run_dm
+
+    return run_dm(node, *_how(node, plan))
+
+
+def _adm(node: Node, plan: Plan) -> Manifest:
+    from msd.distill.run import run_adm
+
+    return run_adm(node, *_how(node, plan))
+
+
+def _evaluate(node: Node, plan: Plan) -> Manifest:
+    from msd.evaluate.run import evaluate
+
+    return evaluate(node, plan.experiment.evaluation.gallery_columns, *_how(node, plan))
+
+
+def _floor(node: Node, plan: Plan) -> Manifest:
+    from msd.evaluate.run import evaluate_floor
+
+    return evaluate_floor(node)
+
+
+def _latency(node: Node, plan: Plan) -> Manifest:
+    from msd.evaluate.run import measure_latency
+
+    return measure_latency(node, plan.experiment.compute)
+
+
+def _how(node: Node, plan: Plan) -> tuple[Compute, ProgressDisplay]:
+    return plan.experiment.compute, ProgressDisplay(node.label)
+
+
+Stage = Callable[[Node, Plan], Manifest]
+STAGES: dict[str, tuple[Stage, str, str]] = {
+    "data": (_data, "load, check and split the images", "msd data"),
+    "teacher": (_teacher, "fetch and verify the teacher, or train it (source: train)", "msd teacher"),
+    "classifier": (
+        _classifier,
+        "fetch or train the feature network or the judge",
+        "msd classifier results/mnist/networks/judge-<digest>/manifest.json",
+    ),
+    "partition": (_partition, "split the classes among the students", "msd partition --variant msd4"),
+    "pairs": (_pairs, "draw (noise, teacher's sample) pairs for DM's regression loss", "msd pairs"),
+    "tsm": (_tsm, "teacher score matching of a smaller network", "msd tsm --variant msd4-small"),
+    "dm": (_dm, "distribution matching of one student", "msd dm --variant msd4 --student 2"),
+    "adm": (_adm, "adversarial distribution matching of one student", "msd adm --variant msd4 --student 2"),
+    "evaluate": (_evaluate, "draw a variant's images and score them", "msd evaluate --variant msd4"),
+    "floor": (_floor, "score real images against real images", "msd floor"),
+    "latency": (_latency, "time one image of every variant", "msd latency"),
+}
+
+
+def register(commands: Any) -> None:
+    """Add the stages' subcommands."""
+    for kind, (stage, summary, example) in STAGES.items():
+        parser = commands.add_parser(
+            kind,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}. Makes one manifest; run it again to resume or to find it done.",
+            epilog=f"examples:\n  {example}\n  {example} --configfile experiments/smoke.yaml",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add_target(parser)
+        if kind == "data":
+            parser.add_argument("--list", action="store_true", help="list the known sources and end")
+        add_configuration(parser)
+        parser.set_defaults(run=_runner(kind, stage))
+
+
+def _runner(kind: str, stage: Stage) -> Callable[[argparse.Namespace], None]:
+    def run(arguments: argparse.Namespace) -> None:
+        if getattr(arguments, "list", False):
+            from msd.data.sources import SOURCES
+
+            print("\n".join(f"{name}: {source.description}" for name, source in SOURCES.items()))
+            return
+        node = target_of(arguments, kind)
+        manifest = stage(node, plan_of(arguments))
+        print(f"{node.label}: {manifest.path}", flush=True)
+
+    return run

@@ -1,0 +1,122 @@
+"""The losses of TSM, DM and ADM: pure functions, float32 inside, shapes checked at entry.
+
+Sources: DMD (arXiv 2311.18828), DMD2 (arXiv 2405.14867), EDM (arXiv 2206.00364), MSD (arXiv 2410.23274).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def _same_shape(*tensors: Tensor) -> None:
+    shapes = {tuple(t.shape) for t in tensors}
+    if len(shapes) != 1:
+        raise ValueError(f"shapes differ: {sorted(shapes)}")
+
+
+def _per_image(value: Tensor, like: Tensor) -> Tensor:
+    if value.shape != (len(like),):
+        raise ValueError(f"expected shape ({len(like)},), got {tuple(value.shape)}")
+    return value.float().reshape(-1, *[1] * (like.ndim - 1))
+
+
+def edm_weight(sigma: Tensor, sigma_data: float) -> Tensor:
+    """λ(σ) = (σ² + σ_d²) / (σ σ_d)² (EDM, table 1)."""
+    return (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()
+
+
+def denoising_loss(denoised: Tensor, x: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    """EDM's training loss: mean of λ(σ) (D(x + σε; σ) − x)².
+
+    Args:
+        denoised, x: (B, C, H, W).
+        sigma: (B,).
+
+    Returns:
+        0-d float32.
+    """
+    _same_shape(denoised, x)
+    return (edm_weight(_per_image(sigma, x), sigma_data) * (denoised.float() - x.float()).square()).mean()
+
+
+def tsm_loss(x0_student: Tensor, x0_teacher: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    """Teacher score matching: mean of λ(σ) ‖D_student − D_teacher‖², the same noised input for both (MSD, TSM).
+
+    Args:
+        x0_student, x0_teacher: (B, C, H, W); no gradient flows into the teacher.
+        sigma: (B,).
+
+    Returns:
+        0-d float32.
+    """
+    return denoising_loss(x0_student, x0_teacher.detach(), sigma, sigma_data)
+
+
+def dm_loss(x: Tensor, x0_teacher: Tensor, x0_fake: Tensor) -> tuple[Tensor, Tensor]:
+    """Distribution matching: ½ mean (x − sg(x − g))², whose gradient with respect to x is g / numel.
+
+    ``g = (D_fake(x_σ) − D_teacher(x_σ)) / mean|x − D_teacher(x_σ)|``, the mean per image (DMD, eq. 7–8 in DMD2's
+    scaling). Non-finite entries of g become 0.
+
+    Args:
+        x: (B, C, H, W) the student's images, with gradient.
+        x0_teacher, x0_fake: (B, C, H, W) the two denoisers' predictions from the same noised x.
+
+    Returns:
+        The loss (0-d float32) and g (B, C, H, W).
+    """
+    _same_shape(x, x0_teacher, x0_fake)
+    x = x.float()
+    with torch.no_grad():
+        teacher, fake = x0_teacher.float(), x0_fake.float()
+        scale = (x - teacher).abs().mean(dim=tuple(range(1, x.ndim)), keepdim=True)
+        g = torch.nan_to_num((fake - teacher) / scale, nan=0.0, posinf=0.0, neginf=0.0)
+    return 0.5 * F.mse_loss(x, (x - g).detach()), g
+
+
+def fake_score_loss(x0_pred: Tensor, x: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    """The fake score's denoising loss: mean of (σ⁻² + σ_d⁻²)(D_fake(x + σε) − sg x)².
+
+    The weight is EDM's λ(σ) written out.
+
+    Args:
+        x0_pred, x: (B, C, H, W); no gradient flows into x.
+        sigma: (B,).
+
+    Returns:
+        0-d float32.
+    """
+    return denoising_loss(x0_pred, x.detach(), sigma, sigma_data)
+
+
+def generator_adversarial_loss(logits: Tensor) -> Tensor:
+    """Non-saturating: mean softplus(−h(fake)). logits (B,) → 0-d float32."""
+    _per_image(logits, logits)
+    return F.softplus(-logits.float()).mean()
+
+
+def discriminator_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+    """mean softplus(h(fake)) + mean softplus(−h(real)). logits (B,) → 0-d float32."""
+    _per_image(logits_real, logits_real)
+    _per_image(logits_fake, logits_fake)
+    return F.softplus(logits_fake.float()).mean() + F.softplus(-logits_real.float()).mean()
+
+
+def regression_loss(x: Tensor, y: Tensor, metric: Literal["huber", "l2"]) -> Tensor:
+    """DMD's regression of the student's image on the teacher's for the same noise.
+
+    Args:
+        x: (B, C, H, W) the student's images.
+        y: (B, C, H, W) the teacher's.
+        metric: mean Huber (δ = 1, half squared error inside) or mean squared error.
+
+    Returns:
+        0-d float32.
+    """
+    _same_shape(x, y)
+    x, y = x.float(), y.float().detach()
+    return F.huber_loss(x, y) if metric == "huber" else F.mse_loss(x, y)

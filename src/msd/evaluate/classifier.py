@@ -1,0 +1,138 @@
+"""Small convolutional classifiers: one gives the features that distances are measured in, another judges classes.
+
+They are two networks so that the judge has no share in the distance. Both are trained on the training half only.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from msd import config
+from msd.data.archive import LabelledImages, to_float
+from msd.draws import Draws, stream_seed
+from msd.networks.files import read_safetensors
+from msd.store import write_with
+from msd.training.step import Updater, minimise
+
+FORMAT = "msd-classifier-1"
+
+
+class Classifier(nn.Module):
+    """Two convolutions with pooling, a feature layer, a linear layer.
+
+    Args:
+        image_shape: (C, H, W).
+        num_classes: of the logits.
+        width: channels of the first convolution; the second has twice as many.
+        features: width of the feature layer.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, width: int, features: int) -> None:
+        super().__init__()
+        channels, height, image_width = image_shape
+        self.description = {
+            "image_shape": list(image_shape),
+            "num_classes": num_classes,
+            "width": width,
+            "features": features,
+        }
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(width, 2 * width, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
+        self.feature_layer = nn.Linear(2 * width * (height // 4) * (image_width // 4), features)
+        self.logit_layer = nn.Linear(features, num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) in [-1, 1] → features (B, F) and logits (B, num_classes)."""
+        features = F.relu(self.feature_layer(self.convolutions(x).flatten(1)))
+        return features, self.logit_layer(features)
+
+    def of_uint8(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for uint8 images."""
+        return self(to_float(images))
+
+
+class ClassifierStep:
+    """One update by cross entropy on randomly shifted images.
+
+    Args:
+        net: what to train.
+        data: the training half.
+        settings: optimiser, EMA and augmentation.
+    """
+
+    def __init__(self, net: Classifier, data: LabelledImages, settings: config.ClassifierTraining) -> None:
+        self.net, self.data, self.settings = net.train(), data, settings
+        self.draws, self.batch_size = Draws(settings.seed), settings.batch_size
+        self.updater = Updater(net, settings.optimizer)
+
+    def __call__(self, start: int) -> dict[str, Tensor]:
+        n, reach = self.batch_size, self.settings.max_shift
+        x, labels = self.data.batch(self.draws.integers("data", start, n, 0, len(self.data.labels)))
+        shifts = self.draws.integers("shift", start, 2 * n, 0, 2 * reach + 1).reshape(n, 2)
+        _, logits = self.net(_shift(x, shifts, reach))
+        loss = F.cross_entropy(logits, labels)
+        (norm,) = minimise(loss, self.updater)
+        return {"loss": loss, "accuracy": (logits.argmax(1) == labels).float().mean(), "gradient_norm": norm}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"net": self.net.state_dict(), "updater": self.updater.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.updater.load_state_dict(state["updater"])
+
+
+def _shift(x: Tensor, shifts: Tensor, reach: int) -> Tensor:
+    """Move each image by shifts − reach pixels, filling with background (−1)."""
+    _, _, h, w = x.shape
+    padded = F.pad(x, (reach,) * 4, value=-1.0)
+    moved = [image[:, dy : dy + h, dx : dx + w] for image, (dy, dx) in zip(padded, shifts.tolist(), strict=True)]
+    return torch.stack(moved)
+
+
+def new_classifier(data: LabelledImages, settings: config.ClassifierTraining) -> Classifier:
+    """A freshly initialised classifier, a function of the settings' seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(settings.seed, "initial-weights", 0))
+        return Classifier(data.image_shape, data.num_classes, settings.width, settings.features)
+
+
+def save_classifier(net: Classifier, path: Path) -> None:
+    """Write a classifier atomically."""
+    metadata = {"format": FORMAT, "description": json.dumps(net.description, sort_keys=True)}
+    tensors = {name: t.detach().contiguous() for name, t in net.state_dict().items()}
+    write_with(path, lambda p: save_file(tensors, p, metadata=metadata))
+
+
+def load_classifier(path: Path | str) -> Classifier:
+    """Read a classifier; eval mode, gradients off.
+
+    Raises:
+        MissingFileError, DamagedFileError.
+    """
+    tensors, description = read_safetensors(Path(path), FORMAT)
+    net = Classifier(
+        tuple(description["image_shape"]), description["num_classes"], description["width"], description["features"]
+    )
+    net.load_state_dict(tensors)
+    return net.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def accuracy(net: Classifier, data: LabelledImages) -> float:
+    """Share of images that a classifier labels rightly."""
+    x, labels = data.batch(torch.arange(len(data.labels)))
+    return float((net(x)[1].argmax(1) == labels).float().mean())

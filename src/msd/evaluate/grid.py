@@ -1,0 +1,36 @@
+"""Pictures of many images."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from msd.errors import ConfigError
+from msd.store import write_with
+
+SCALE_TO = 64  # smaller images are enlarged to about this size, without smoothing
+
+
+def save_grid(images: NDArray[np.uint8], path: Path) -> None:
+    """Write images (N, C, H, W) uint8 as one picture, as square as can be.
+
+    Raises:
+        ConfigError: the name's ending is of no known picture format.
+    """
+    n, channels, h, w = images.shape
+    columns = math.ceil(math.sqrt(n))
+    sheet = np.zeros((math.ceil(n / columns) * h, columns * w, channels), dtype=np.uint8)
+    for i, image in enumerate(images):
+        y, x = i // columns * h, i % columns * w
+        sheet[y : y + h, x : x + w] = image.transpose(1, 2, 0)
+    picture = Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet)
+    scale = max(1, SCALE_TO // h)
+    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    try:
+        write_with(path, picture.save)
+    except ValueError as e:
+        raise ConfigError("This picture format is not known.", where=str(path), why=str(e), todo="Use .png.") from None

@@ -1,0 +1,53 @@
+"""The two classifiers of the metric: fetched, or trained on the training half."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msd.config import ClassifierTraining, Compute
+from msd.data.archive import open_half
+from msd.evaluate.classifier import ClassifierStep, accuracy, load_classifier, new_classifier, save_classifier
+from msd.networks.sources import fetch_weights
+from msd.plan import Node
+from msd.store import Manifest
+from msd.training.engine import Progress
+from msd.training.job import Job, run_job
+
+
+def prepare_classifier(node: Node, compute: Compute, progress: Progress) -> Manifest:
+    """Write the manifest of a classifier that exists, or train it and say how good it is on held-out images."""
+    if node.settings["source"] != "train":
+        path, origin = fetch_weights(node.settings)
+        load_classifier(path)
+        return Manifest.write(
+            node.manifest,
+            kind="classifier",
+            settings=node.settings,
+            files={"weights": path},
+            results={"origin": origin, "parameters": origin.get("parameters")},
+        )
+    data_manifest = Manifest.read(node.inputs["data"].manifest)
+    data = open_half(data_manifest, "train")
+    settings = ClassifierTraining.model_validate(node.settings["training"])
+    net = new_classifier(data, settings)
+    parameters = sum(p.numel() for p in net.parameters())
+
+    def export(step: ClassifierStep, folder: Path) -> dict[str, Path]:
+        path = folder / "weights.safetensors"
+        save_classifier(step.net, path)
+        return {"weights": path}
+
+    def measure(files: dict[str, Path]) -> dict[str, float]:
+        held_out = open_half(data_manifest, "evaluation")
+        return {"accuracy_on_evaluation_half": accuracy(load_classifier(files["weights"]), held_out)}
+
+    job = Job(
+        node=node,
+        identity={"training": node.settings["training"], "data": data.sha256, "train_images": len(data.labels)},
+        images=settings.images,
+        make_step=lambda: ClassifierStep(net, data, settings),
+        export=export,
+        results={"origin": {}, "parameters": parameters},
+        measure=measure,
+    )
+    return run_job(job, compute, progress)

@@ -1,0 +1,7 @@
+"""Networks behind one seam (``Backbone``), their files, and discriminator heads."""
+
+from msd.networks.backbone import Backbone
+from msd.networks.files import load_network, save_network
+from msd.networks.precond import EDMPrecond
+
+__all__ = ["Backbone", "EDMPrecond", "load_network", "save_network"]

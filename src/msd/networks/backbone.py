@@ -1,0 +1,63 @@
+"""The one seam that every network stands behind, so that TSM, DM and ADM are written once.
+
+A backbone predicts x0 from a noised input at a level of its own noise grid, under a batch of conditions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module, ABC):
+    """A conditional denoiser.
+
+    Attributes:
+        image_shape: (C, H, W) of what it denoises.
+        num_conditions: number of classes, 0 if unconditional.
+        noise_grid: (1000,) noise levels, smallest first.
+        sigma_data: standard deviation of the data.
+    """
+
+    image_shape: tuple[int, int, int]
+    num_conditions: int
+    noise_grid: Tensor
+    sigma_data: float
+
+    @property
+    @abstractmethod
+    def student_level(self) -> float:
+        """The noise level at which a one-step student works."""
+
+    @property
+    @abstractmethod
+    def features_shape(self) -> tuple[int, int]:
+        """Channels and resolution of the bottleneck: the encoder's last output."""
+
+    @abstractmethod
+    def denoise(self, x: Tensor, level: Tensor, cond: Tensor) -> Tensor:
+        """x0 prediction, float32: x (B, C, H, W), level (B,) or 0-d, cond (B,) int64 → (B, C, H, W)."""
+
+    @abstractmethod
+    def denoise_with_features(self, x: Tensor, level: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``denoise``, and the bottleneck (B, c, h, w) of the same pass."""
+
+    @abstractmethod
+    def features(self, x: Tensor, level: Tensor, cond: Tensor) -> Tensor:
+        """The bottleneck alone; costs the encoder only."""
+
+    @abstractmethod
+    def condition_embeddings(self) -> Tensor:
+        """The network's own embedding of each condition, (num_conditions, E) float32."""
+
+    def generate(self, noise: Tensor, cond: Tensor) -> Tensor:
+        """One step: unit noise (B, C, H, W) under conditions (B,) → images (B, C, H, W). NFE 1."""
+        level = torch.tensor(self.student_level, dtype=torch.float32, device=noise.device)
+        return self.denoise(noise * level, level, cond)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trainable scalars."""
+        return sum(p.numel() for p in self.parameters())

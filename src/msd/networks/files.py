@@ -1,0 +1,106 @@
+"""Networks from a description, and their files: safetensors with the architecture in the metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from msd.config import Network
+from msd.errors import DamagedFileError, MissingFileError
+from msd.networks.adm import ADMUNet
+from msd.networks.precond import EDMPrecond
+from msd.store import write_with
+
+FORMAT = "msd-network-1"
+
+
+def build_network(
+    network: Network, *, image_shape: tuple[int, int, int], num_conditions: int, seed: int
+) -> EDMPrecond:
+    """A freshly initialised network; its weights are a function of ``seed`` alone.
+
+    Args:
+        network: the architecture.
+        image_shape: (C, H, W), square.
+        num_conditions: number of classes.
+        seed: of the initial weights.
+    """
+    channels, height, _ = image_shape
+    fold = network.pixel_unshuffle
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ADMUNet(
+            resolution=height // fold,
+            in_channels=channels * fold**2,
+            out_channels=channels * fold**2,
+            label_dim=num_conditions,
+            model_channels=network.model_channels,
+            channel_mult=tuple(network.channel_mult),
+            num_blocks=network.num_blocks,
+            attn_resolutions=tuple(network.attn_resolutions),
+            dropout=network.dropout,
+            label_dropout=network.label_dropout,
+        )
+        net = EDMPrecond(model, image_shape=image_shape, label_dim=num_conditions, pixel_unshuffle=fold)
+    net.description = {
+        "network": network.model_dump(mode="json"),
+        "image_shape": list(image_shape),
+        "num_conditions": num_conditions,
+    }
+    return net
+
+
+def save_network(net: EDMPrecond, path: Path) -> None:
+    """Write weights (as they are) and architecture to one safetensors file, atomically."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
+    metadata = {"format": FORMAT, "description": json.dumps(net.description, sort_keys=True)}
+    write_with(Path(path), lambda p: save_file(tensors, p, metadata=metadata))
+
+
+def load_network(path: Path | str) -> EDMPrecond:
+    """Read a network written by ``save_network``; eval mode, gradients off, on the CPU.
+
+    Raises:
+        MissingFileError: no such file.
+        DamagedFileError: truncated, not a network of this format, or weights that do not fit the architecture.
+    """
+    tensors, description = read_safetensors(Path(path), FORMAT)
+    net = build_network(
+        Network.model_validate(description["network"]),
+        image_shape=tuple(description["image_shape"]),
+        num_conditions=description["num_conditions"],
+        seed=0,
+    )
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as e:
+        raise DamagedFileError("Weights do not fit the architecture in the file.", where=str(path), why=str(e)) from None
+    return net.eval().requires_grad_(False)
+
+
+def read_safetensors(path: Path, file_format: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and description of a safetensors file of a known format.
+
+    Raises:
+        MissingFileError, DamagedFileError.
+    """
+    if not path.is_file():
+        raise MissingFileError("A weights file does not exist.", where=str(path))
+    try:
+        with safe_open(path, framework="pt") as f:
+            metadata = f.metadata() or {}
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, RuntimeError) as e:
+        raise DamagedFileError("A weights file cannot be read.", where=str(path), why=str(e)) from None
+    if metadata.get("format") != file_format:
+        raise DamagedFileError(
+            "A weights file has another format.",
+            where=str(path),
+            why=f"format is {metadata.get('format')!r}, expected {file_format!r}",
+        )
+    return tensors, json.loads(metadata["description"])

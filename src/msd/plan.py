@@ -1,0 +1,261 @@
+"""The static DAG: every piece of work of an experiment, where it goes and what it needs, known before anything runs.
+
+A node's path carries a short digest of the resolved settings that make it, and of the nodes before it. So a changed
+setting is a new path, nothing stale can be taken for new, and a setting changed back is found again. Variants that
+need the same student name the same node. Never imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from msd.config import TEACHER, Experiment, Section, StudentVariant, TeacherVariant
+from msd.errors import ConfigError
+from msd.store import digest
+
+RESULTS = Path("results")
+DIGEST_LENGTH = 8
+
+
+@dataclass(frozen=True)
+class Node:
+    """One piece of work, done by one call of ``msd``.
+
+    Attributes:
+        kind: the stage, and the name of its rule and subcommand.
+        group: folder under the experiment's results.
+        name: readable part of the folder's name.
+        settings: everything that decides its outcome, apart from its inputs.
+        inputs: role → node before it.
+        root: folder of the experiment's results.
+        label: what a person calls it.
+    """
+
+    kind: str
+    group: str
+    name: str
+    settings: dict[str, Any]
+    inputs: dict[str, Node]
+    root: Path
+    label: str = field(compare=False, default="")
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the settings and, through their digests, of all that comes before."""
+        before = {role: node.digest for role, node in self.inputs.items()}
+        return digest({"kind": self.kind, "settings": self.settings, "inputs": before}, DIGEST_LENGTH)
+
+    @property
+    def manifest(self) -> Path:
+        """The declared output: proof that the work is complete."""
+        return self.root / self.group / f"{self.name}-{self.digest}" / "manifest.json"
+
+    @property
+    def input_paths(self) -> dict[str, Path]:
+        """Role → manifest of each input."""
+        return {role: node.manifest for role, node in self.inputs.items()}
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """The chain of one student.
+
+    Attributes:
+        stages: its training nodes in order, the shared tsm among them where there is one.
+    """
+
+    stages: list[Node]
+
+    @property
+    def last(self) -> Node:
+        return self.stages[-1]
+
+
+@dataclass(frozen=True)
+class VariantPlan:
+    """What one row of the table needs."""
+
+    name: str
+    partition: Node | None
+    students: list[StudentPlan]
+    bundle: Node
+    evaluation: Node
+
+
+class Plan:
+    """All nodes of an experiment.
+
+    Args:
+        experiment: the resolved configuration.
+        results: the folder that holds all experiments' results.
+    """
+
+    def __init__(self, experiment: Experiment, results: Path = RESULTS) -> None:
+        self.experiment = experiment
+        self.root = results / experiment.experiment
+        self.data = self._node("data", "data", experiment.data.source, _dump(experiment.data), {}, "data")
+        self.teacher = self._sourced("teacher", "teacher", experiment.teacher)
+        self.features = self._sourced("classifier", "features", experiment.evaluation.features)
+        self.judge = self._sourced("classifier", "judge", experiment.evaluation.judge)
+        self.variants = {name: self._variant(name) for name in experiment.variants}
+        measure = _dump(experiment.evaluation, exclude={"features", "judge", "latency_repeats", "gallery_columns"})
+        self.floor = self._node("floor", "evaluation", "real-data", measure, self._judges(), "metric floor")
+        self.latency = self._node(
+            "latency",
+            "evaluation",
+            "latency",
+            {"repeats": experiment.evaluation.latency_repeats},
+            {name: v.bundle for name, v in self.variants.items()},
+            "latency",
+        )
+        self._by_path = {node.manifest: node for node in self._walk()}
+
+    @property
+    def report(self) -> Path:
+        """The report's manifest; its fixed-name files (ablation.csv, report.html, …) lie beside it."""
+        return self.root / "report.json"
+
+    @property
+    def tracking(self) -> Path:
+        """Proof that the runs are in MLflow."""
+        return self.root / "tracking.json"
+
+    @property
+    def report_inputs(self) -> list[Path]:
+        """Every manifest that the report reads."""
+        return sorted(self._by_path)
+
+    @property
+    def student_manifests(self) -> list[Path]:
+        """The last stage of every student of every variant, each once."""
+        return sorted({s.last.manifest for v in self.variants.values() for s in v.students})
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self._by_path.values())
+
+    def find(self, manifest: Path | str) -> Node:
+        """The node that makes a manifest.
+
+        Raises:
+            ConfigError: no node of this experiment makes it.
+        """
+        try:
+            return self._by_path[Path(manifest)]
+        except KeyError:
+            raise ConfigError(
+                "This configuration makes no such file.",
+                where=str(manifest),
+                why="paths carry a digest of the settings; these settings give other paths",
+                todo="Give the same --configfile and --config as for the run, or see `snakemake -n all`.",
+            ) from None
+
+    def student_node(self, variant: str, student: int, kind: str) -> Node:
+        """The node of one stage of student number ``student`` (from 0) of a variant.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        students = self.variant(variant).students
+        if not 0 <= student < len(students):
+            raise ConfigError(f"Variant {variant!r} has no student {student}.", why=f"it has {len(students)}, from 0")
+        for node in students[student].stages:
+            if node.kind == kind:
+                return node
+        raise ConfigError(f"Student {student} of variant {variant!r} has no stage {kind!r}.")
+
+    def variant(self, name: str) -> VariantPlan:
+        """A variant by its name.
+
+        Raises:
+            ConfigError: there is none of this name.
+        """
+        try:
+            return self.variants[name]
+        except KeyError:
+            raise ConfigError(f"There is no variant {name!r}.", todo=f"Choose from {', '.join(self.variants)}.") from None
+
+    def _walk(self) -> Iterator[Node]:
+        pending = [v.evaluation for v in self.variants.values()] + [self.floor, self.latency]
+        while pending:
+            node = pending.pop()
+            yield node
+            pending += node.inputs.values()
+
+    def _node(
+        self, kind: str, group: str, name: str, settings: dict[str, Any], inputs: dict[str, Node], label: str
+    ) -> Node:
+        return Node(kind, group, name, settings, inputs, self.root, label)
+
+    def _sourced(self, kind: str, name: str, source: Section) -> Node:
+        """A network that is fetched, or trained on the data."""
+        settings = {"role": name, **_dump(source)}
+        trained = settings["source"] == "train"
+        if trained:
+            settings["seed"] = self.experiment.seed
+        return self._node(kind, "networks", name, settings, {"data": self.data} if trained else {}, name)
+
+    def _judges(self) -> dict[str, Node]:
+        return {"data": self.data, "features": self.features, "judge": self.judge}
+
+    def _variant(self, name: str) -> VariantPlan:
+        variant = self.experiment.variants[name]
+        inputs: dict[str, Node] = {"teacher": self.teacher}
+        settings: dict[str, Any] = {"model": variant.model}
+        partition, students = None, []
+        if isinstance(variant, TeacherVariant):
+            settings["sampler"] = _dump(self.experiment.evaluation.sampler)
+        else:
+            partition = self._partition(variant)
+            students = [self._student(name, variant, partition, k) for k in range(variant.students)]
+            inputs = {"partition": partition} | {f"student-{k}": s.last for k, s in enumerate(students)}
+        bundle = self._node("bundle", "bundles", name, settings, inputs, f"{name} bundle")
+        measure = _dump(self.experiment.evaluation, exclude={"features", "judge", "latency_repeats", "sampler"})
+        evaluation = self._node(
+            "evaluate",
+            "evaluation",
+            name,
+            {**measure, "seed": self.experiment.seed},
+            {"bundle": bundle, **self._judges()},
+            f"{name} evaluation",
+        )
+        return VariantPlan(name, partition, students, bundle, evaluation)
+
+    def _partition(self, variant: StudentVariant) -> Node:
+        spec = _dump(variant.partition)
+        inputs = {"data": self.data} | ({"teacher": self.teacher} if spec["kind"] == "kmeans" else {})
+        name = f"{spec['kind']}-{variant.students}"
+        return self._node("partition", "partition", name, {"students": variant.students, **spec}, inputs, name)
+
+    def _student(self, name: str, variant: StudentVariant, partition: Node, part: int) -> StudentPlan:
+        experiment, recipe = self.experiment, self.experiment.recipe_of(variant)
+        network = None if variant.network == TEACHER else _dump(experiment.networks[variant.network])
+        common = {"seed": experiment.seed, "network": network}
+        stages: list[Node] = []
+        if network is not None:
+            settings = {**common, "recipe": _dump(recipe.tsm)}
+            inputs = {"data": self.data, "teacher": self.teacher}
+            stages.append(self._node("tsm", "train", "tsm", settings, inputs, f"{variant.network} tsm"))
+        for stage in variant.stages:
+            section = getattr(recipe, stage)
+            section = section.model_copy(update={"images": round(section.images * variant.images)})
+            inputs = {"data": self.data, "teacher": self.teacher, "partition": partition}
+            if section.regression is not None:
+                inputs["pairs"] = self._pairs(section.regression)
+            if stages:
+                inputs["before"] = stages[-1]
+            settings = {**common, "part": part, "recipe": _dump(section)}
+            label = f"{name} {stage} student {part + 1}/{variant.students}"
+            stages.append(self._node(stage, "train", stage, settings, inputs, label))
+        return StudentPlan(stages)
+
+    def _pairs(self, regression: Section) -> Node:
+        settings = {"seed": self.experiment.seed, **_dump(regression, exclude={"weight", "batch_size", "metric"})}
+        return self._node("pairs", "pairs", "pairs", settings, {"teacher": self.teacher}, "regression pairs")
+
+
+def _dump(section: Section, exclude: set[str] | None = None) -> dict[str, Any]:
+    return section.model_dump(mode="json", exclude=exclude)

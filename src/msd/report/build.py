@@ -1,0 +1,38 @@
+"""Write the whole report of an experiment: table, figures, page, and last of all the report's own manifest."""
+
+from __future__ import annotations
+
+from msd.plan import Plan
+from msd.report import figures, page, read, summary, table
+from msd.store import Manifest, write_json, write_text
+
+
+def build_report(plan: Plan) -> Manifest:
+    """Make ablation.csv, ablation.md, metrics.json, figures/*.png, report.html, then ``plan.report``.
+
+    Raises:
+        MissingFileError: something of the experiment is not made yet.
+        DamagedFileError: a result is stale or damaged, or the rows were measured differently.
+    """
+    report = read.read(plan)
+    root, folder = plan.root, plan.root / "figures"
+    drawn = figures.draw_all(report, folder)
+    for old in set(folder.glob("*.png")) - {figure.path for figure in drawn}:
+        old.unlink()  # of a variant that is no more: figures/*.png is what this report shows
+    texts = {
+        "ablation.csv": table.csv(report.numbers),
+        "ablation.md": table.page(report.numbers),
+        "report.html": page.render(report, drawn),
+    }
+    for name, text in texts.items():
+        write_text(root / name, text)
+    write_json(root / "metrics.json", table.metrics(report.numbers))
+    names = [*texts, "metrics.json", *(f"figures/{figure.path.name}" for figure in drawn)]
+    return Manifest.write(
+        plan.report,
+        kind="report",
+        settings={"experiment": plan.experiment.experiment, "variants": list(plan.variants)},
+        files={name: root / name for name in names},
+        inputs={name: manifest.path for name, manifest in report.manifests.items()},
+        results={"numbers": report.numbers, "summary": summary.paragraph(report.numbers), "notes": table.notes(report.numbers)},
+    )

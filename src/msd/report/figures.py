@@ -1,0 +1,200 @@
+"""Figures of the numbers: partition, share of asked classes, quality against cost. Only what the data give is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from msd.report import columns, curves, pictures
+from msd.report.read import Report, Row
+from msd.report.style import INK, PARTS, SOFT, WIDTH, Figure, looks, save
+
+NUMBERED = 20  # classes up to which a cell carries its number
+
+
+def draw_all(report: Report, folder: Path) -> list[Figure]:
+    """Write every figure that the data give.
+
+    Args:
+        report: the data.
+        folder: where the PNGs go.
+    """
+    drawn = [
+        pictures.overview(report, folder / "overview.png"),
+        partition(report, folder / "partition.png"),
+        quality_latency(report, folder / "quality-latency.png"),
+        quality_compute(report, folder / "quality-compute.png"),
+        asked_class(report, folder / "asked-class.png"),
+        *curves.draw(report, folder),
+        *(pictures.gallery(row, folder / f"gallery-{row.name}.png") for row in report.rows),
+    ]
+    return [figure for figure in drawn if figure is not None]
+
+
+def partition(report: Report, path: Path) -> Figure | None:
+    """Which class belongs to which student, one strip for each distinct partition of several students."""
+    distinct: dict[str, tuple[Row, list[str]]] = {}
+    for row in report.rows:
+        if len(row.parts) > 1:
+            distinct.setdefault(str(row.parts), (row, []))[1].append(row.name)
+    if not distinct:
+        return None
+    canvas = Canvas(figsize=(WIDTH, 1.0 * len(distinct) + 0.1), layout="constrained")
+    for ax, (first, names) in zip(canvas.subplots(len(distinct), squeeze=False)[:, 0], distinct.values(), strict=True):
+        parts = first.parts
+        classes = sum(map(len, parts))
+        owner = np.empty(classes, dtype=int)
+        for k, part in enumerate(parts):
+            owner[part] = k
+        ax.imshow((owner % len(PARTS))[None], cmap=ListedColormap(PARTS), vmin=-0.5, vmax=len(PARTS) - 0.5, aspect="auto")
+        if classes <= NUMBERED:
+            for c, k in enumerate(owner):
+                ax.text(c, 0, str(k + 1), ha="center", va="center")
+                ax.axvline(c + 0.5, color="white", lw=2)
+            ax.set_xticks(range(classes), [f"class {c}" if classes <= 10 else str(c) for c in range(classes)])
+        sizes = sorted({len(part) for part in parts})
+        size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        title = f"{_listed(names)}: {first.partition}, {len(parts)} students of {size} classes"
+        if first.within_part_distance is not None:
+            title += f", distance within parts {first.within_part_distance:.2f}"
+        ax.set_title(title, loc="left")
+        ax.set_yticks([])
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    save(canvas, path)
+    spread = " Distance within parts: of the teacher's class embeddings from their part's mean, small where a part is alike inside."
+    spread *= any(row.within_part_distance is not None for row, _ in distinct.values())
+    numbers = " The number in a cell is the student's." if classes <= NUMBERED else ""
+    return Figure(
+        path,
+        "Which student owns which class",
+        f"One strip per distinct partition, the classes from left to right, a colour per student.{numbers} "
+        "Variants of one student have no strip: it owns every class." + spread,
+        f"Partitions of {', '.join(_listed(names) for _, names in distinct.values())}.",
+    )
+
+
+def quality_latency(report: Report, path: Path) -> Figure:
+    """The distance against the time to one image."""
+    canvas = Canvas(figsize=(WIDTH, 3.9), layout="constrained")
+    ax = canvas.subplots()
+    points = []
+    for row in report.rows:
+        x, y = row.numbers["latency_p50_ms"], row.numbers[report.numbers["metric"]["name"]]
+        points.append((row.name, x, y))
+        ax.plot([x, row.latency_p95_ms], [y, y], lw=1, color=looks(report.rows)[row.name].colour)
+    latency = report.numbers["latency"]
+    _scatter(ax, report, points, f"milliseconds to one image (batch {latency['batch_size']}, {latency['device']})")
+    _legend(canvas, report, [name for name, *_ in points])
+    save(canvas, path)
+    return Figure(
+        path,
+        "Quality against latency",
+        "Lower left is better. A student runs once per image, whatever the number of students, so only the size of its network "
+        "moves a student sideways. The mark is the median, the whisker ends at the 95th percentile. "
+        "Dashed: the floor, real images against real images.",
+        "Fréchet distance of each variant against its latency.",
+    )
+
+
+def quality_compute(report: Report, path: Path) -> Figure | None:
+    """The distance against what the training of all students of a variant cost."""
+    rows = [row for row in report.rows if not row.is_teacher and row.numbers["images_total"]]
+    if not rows:
+        return None
+    canvas = Canvas(figsize=(WIDTH, 3.9), layout="constrained")
+    longest = max(row.numbers["training_seconds"] for row in rows)
+    unit, seconds = ("seconds", 1) if longest < 100 else ("minutes", 60) if longest < 6000 else ("hours", 3600)
+    left, right = canvas.subplots(1, 2, sharey=True)
+    for ax, key, scale, label in (
+        (left, "images_total", 1, "training images, all students"),
+        (right, "training_seconds", seconds, f"training {unit}, summed over students"),
+    ):
+        points = [(row.name, row.numbers[key] / scale, row.numbers[report.numbers["metric"]["name"]]) for row in rows]
+        _scatter(ax, report, points, label)
+    right.set_ylabel("")
+    _legend(canvas, report, [row.name for row in rows])
+    save(canvas, path)
+    return Figure(
+        path,
+        "Quality against the compute of training",
+        "Lower left is better. Left: images that all students of a variant together were trained on, over all stages; right: "
+        f"{unit} of training, summed over the students. Variants above one another cost the same: the fair comparison. The teacher's own training is not counted.",
+        "Fréchet distance of each variant against its training images and training time.",
+    )
+
+
+def asked_class(report: Report, path: Path) -> Figure:
+    """Share of images taken for the class they were asked for, by variant and class."""
+    table = {row.name: row.per_class for row in report.rows}
+    if report.floor_per_class:
+        table["real images"] = report.floor_per_class
+    values = np.array(list(table.values()))
+    low = np.floor(10 * min(values.min(), 0.9)) / 10
+    canvas = Canvas(figsize=(WIDTH, 0.34 * len(table) + 0.9), layout="constrained")
+    ax = canvas.subplots()
+    image = ax.imshow(values, cmap="cividis", vmin=low, vmax=1, aspect="auto", interpolation="nearest")
+    if values.shape[1] <= NUMBERED:
+        for (y, x), value in np.ndenumerate(values):
+            bright = (value - low) / (1 - low) > 0.6
+            ax.text(x, y, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color=INK if bright else "white")
+        ax.set_xticks(range(values.shape[1]))
+    ax.set_yticks(range(len(table)), list(table), color=INK)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_xlabel("class")
+    canvas.colorbar(image, ax=ax, pad=0.01, aspect=12, format=lambda v, _: f"{100 * v:.0f} %").outline.set_visible(False)
+    save(canvas, path)
+    return Figure(
+        path,
+        "Do the images show the class they were asked for?",
+        "Share of the images, in per cent, that a second classifier takes for the class they were asked for. A dark cell is a class "
+        "that a variant draws badly or confuses." + (f" The scale starts at {100 * low:.0f} %." if low else ""),
+        "Heat map of the share of recognised images by variant and class.",
+    )
+
+
+def _scatter(ax: Axes, report: Report, points: list[tuple[str, float, float]], xlabel: str) -> None:
+    """Labelled points over a cost, the floor as a dashed line; logarithmic where the values span much."""
+    look, metric = looks(report.rows), report.numbers["metric"]
+    floor = report.numbers["floor"]["metrics"][metric["name"]]
+    xs, ys = [x for _, x, _ in points], [y for *_, y in points]
+    if max(xs) > 5 * min(xs):
+        ax.set_xscale("log")
+    if max(ys) > 10 * floor:
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(0, 1.12 * max([*ys, floor]))
+    for axis in (ax.xaxis, ax.yaxis):
+        if axis.get_scale() == "log":
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_minor_formatter(NullFormatter())
+        axis.set_major_formatter(FuncFormatter(lambda v, _: columns.thousands(v) if v >= 1000 else f"{v:g}"))
+    ax.axhline(floor, color=SOFT, lw=1, ls=(0, (4, 3)))
+    place = {"xycoords": ("axes fraction", "data"), "xytext": (-2, 3), "textcoords": "offset points"}
+    ax.annotate("floor", (1, floor), **place, ha="right", color=SOFT, fontsize=8)
+    for name, x, y in points:
+        ax.plot(x, y, look[name].marker, ms=8, color=look[name].colour, mec="white", mew=0.8, zorder=3)
+    ax.margins(x=0.12)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(f"{columns.metric_label(metric)} (lower is better)")
+    ax.grid(lw=0.6)
+
+
+def _legend(canvas: Canvas, report: Report, names: list[str]) -> None:
+    """Names above the panels: labels at the points would lie on one another where variants cost the same."""
+    look = looks(report.rows)
+    keys = [
+        Line2D([], [], ls="", marker=look[n].marker, ms=8, color=look[n].colour, mec="white", mew=0.8, label=n) for n in names
+    ]
+    canvas.legend(handles=keys, loc="outside upper left", ncols=min(4, len(keys)), columnspacing=1.2, handletextpad=0.2)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if len(names) < 4 else f"{', '.join(names[:2])} and {len(names) - 2} more"

@@ -1,0 +1,297 @@
+"""All that a report says, read from the manifests of a plan in one place and checked before any of it is shown.
+
+Verifies that every manifest was made from the inputs that lie on disk now, and that all rows carry one metric.
+Draws nothing, computes no metric.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msd.config import StudentVariant
+from msd.errors import DamagedFileError, MissingFileError
+from msd.plan import Node, Plan, VariantPlan
+from msd.store import Manifest, digest, sha256_file
+
+RERUN = "Delete {path} and run `snakemake` again."
+SAME_METRIC = ("name", "features_sha256", "judge_sha256", "images", "reference_images")
+EVALUATED = ("students", "parameters_per_student", "nfe", "images_per_student", "images_total", "training_seconds")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One finished training stage of a student.
+
+    Attributes:
+        manifest: identifies it; students may share a stage.
+        images: it was trained on.
+        journal: its curves.
+    """
+
+    kind: str
+    manifest: Path
+    images: int
+    journal: Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant.
+
+    Attributes:
+        numbers: the table's row: ``variant``, ``model`` and the columns' keys.
+        latency_p95_ms: of one image.
+        per_class: share of images taken for the class asked for, by class.
+        parts: classes of each student; empty for the teacher.
+        partition: its kind; empty for the teacher.
+        within_part_distance: of class embeddings, where the partition measured it.
+        students: the training stages of each.
+        gallery: (classes, columns, C, H, W) uint8 as .npy.
+    """
+
+    numbers: dict[str, Any]
+    latency_p95_ms: float
+    per_class: list[float]
+    parts: list[list[int]]
+    partition: str
+    within_part_distance: float | None
+    students: list[list[Stage]]
+    gallery: Path
+
+    @property
+    def name(self) -> str:
+        return self.numbers["variant"]
+
+    @property
+    def is_teacher(self) -> bool:
+        return self.numbers["model"] == "teacher"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the tables, figures and pages are made of.
+
+    Attributes:
+        numbers: plain JSON: experiment, metric, rows, floor, latency, machines, manifests that they come from.
+        rows: the variants, in the order of params.yaml.
+        floor_per_class: the floor's share by class; empty where it was not measured.
+        provenance: name → text, for the report's last section.
+        origins: network → how it came about, for display.
+        manifests: path under the experiment's folder → manifest, all of the plan.
+        sha256: path under the experiment's folder → sha256 of the manifest.
+    """
+
+    numbers: dict[str, Any]
+    rows: list[Row]
+    floor_per_class: list[float]
+    provenance: dict[str, str]
+    origins: dict[str, dict[str, Any]]
+    manifests: dict[str, Manifest]
+    sha256: dict[str, str]
+
+
+def read(plan: Plan) -> Report:
+    """Read and check all manifests of a plan.
+
+    Raises:
+        MissingFileError: a manifest, or an input of one, does not exist.
+        DamagedFileError: a manifest is stale or incomplete, or the rows were measured differently.
+    """
+    nodes = sorted(plan, key=lambda node: node.manifest)
+    manifests = {_short(plan, node.manifest): Manifest.read(node.manifest) for node in nodes}
+    sums = {name: sha256_file(m.path) for name, m in manifests.items()}
+    for manifest in manifests.values():
+        check_inputs(manifest)
+
+    def of(node: Node) -> Manifest:
+        return manifests[_short(plan, node.manifest)]
+
+    floor, latency = of(plan.floor), of(plan.latency)
+    rows = [_row(plan, variant, of) for variant in plan.variants.values()]
+    evaluations = {v.name: of(v.evaluation) for v in plan.variants.values()}
+    metric = _one_metric(evaluations, floor)
+    training = [of(node) for v in plan.variants.values() for student in v.students for node in student.stages]
+    timing = {key: _need(latency, key) for key in ("device", "threads", "batch_size")}
+    numbers = {
+        "experiment": plan.experiment.experiment,
+        "metric": metric,
+        "rows": [row.numbers for row in rows],
+        "floor": {"metrics": _need(floor, "metrics"), "images": _need(floor, "metric")["images"]},
+        "latency": {**timing, "repeats": plan.latency.settings["repeats"]},
+        "machines": {"latency": _machines([latency]), "training": _machines(training)},
+        "manifests": {
+            _short(plan, m.path): sums[_short(plan, m.path)] for m in [*evaluations.values(), floor, latency]
+        },
+    }
+    data, teacher = of(plan.data), of(plan.teacher)
+    provenance = {
+        "configuration": f"sha256 {digest(plan.experiment.model_dump(mode='json'))}",
+        "data": f"{plan.experiment.data.source}, sha256 {_need(data, 'sha256')}",
+        "images": " and ".join(f"{count:,} {half}" for half, count in _need(data, "images").items()),
+        "teacher": f"{_need(teacher, 'parameters'):,} parameters, sha256 {teacher.sha256('weights')}",
+        "metric": f"features sha256 {metric['features_sha256']}, judge sha256 {metric['judge_sha256']}",
+        "machine": "; ".join(_machines(list(manifests.values()))),
+        "code": "; ".join(_codes(manifests)),
+        "finished": f"{min(_finished(manifests))} to {max(_finished(manifests))}",
+    }
+    networks = {"teacher": plan.teacher, "features classifier": plan.features, "judge classifier": plan.judge}
+    return Report(
+        numbers=numbers,
+        rows=rows,
+        floor_per_class=floor.results.get("asked_class_share_per_class") or [],
+        provenance=provenance,
+        origins={name: _origin(node, of(node)) for name, node in networks.items()},
+        manifests=manifests,
+        sha256=sums,
+    )
+
+
+def check_inputs(manifest: Manifest) -> None:
+    """Check that what a manifest was made from is still what lies on disk.
+
+    Raises:
+        MissingFileError: an input is gone.
+        DamagedFileError: an input has changed since.
+    """
+    for role, record in manifest.body["inputs"].items():
+        path = Path(os.path.normpath(manifest.path.parent / record["path"]))
+        if not path.is_file():
+            raise MissingFileError(
+                "What a result was made from is missing.",
+                where=str(path),
+                why=f"{manifest.path} names it as its input {role!r}",
+                todo="Run `snakemake` again.",
+            )
+        if (now := sha256_file(path)) != record["sha256"]:
+            raise DamagedFileError(
+                "A result is stale: its input has changed since.",
+                where=str(manifest.path),
+                why=f"its input {role!r}, {path}, has the sha256 {now[:16]}…; it was made from {record['sha256'][:16]}…",
+                todo=RERUN.format(path=manifest.path),
+            )
+
+
+def current_report(plan: Plan) -> Manifest:
+    """The report's own manifest, if it was made from this plan and from what lies on disk now.
+
+    Raises:
+        MissingFileError: there is no report yet.
+        DamagedFileError: the report is of other settings or older results.
+    """
+    manifest = Manifest.read(plan.report)
+    check_inputs(manifest)
+    recorded = {os.path.normpath(plan.root / r["path"]) for r in manifest.body["inputs"].values()}
+    if recorded != {os.path.normpath(path) for path in plan.report_inputs}:
+        raise DamagedFileError(
+            "The report was made with other settings.",
+            where=str(plan.report),
+            why="it names other manifests than this configuration does",
+            todo="Run `snakemake` again, or give the --configfile and --config of the run.",
+        )
+    return manifest
+
+
+def _row(plan: Plan, variant: VariantPlan, of: Any) -> Row:
+    evaluation, settings = of(variant.evaluation), plan.experiment.variants[variant.name]
+    latency = _need(of(plan.latency), "variants")[variant.name]
+    metrics = _need(evaluation, "metrics")
+    partition = of(variant.partition) if variant.partition else None
+    numbers = {
+        "variant": variant.name,
+        "model": settings.model,
+        "network": getattr(settings, "network", "teacher"),
+        "stages": list(getattr(settings, "stages", [])),
+        "changes": dict(_flat(settings.recipe)) if isinstance(settings, StudentVariant) else {},
+        **{key: _need(evaluation, key) for key in EVALUATED},
+        **{key: metrics[key] for key in (_need(evaluation, "metric")["name"], "precision", "recall", "asked_class_share")},
+        "latency_p50_ms": latency["p50_ms"],
+    }
+    return Row(
+        numbers=numbers,
+        latency_p95_ms=latency["p95_ms"],
+        per_class=_need(evaluation, "asked_class_share_per_class"),
+        parts=_need(partition, "parts") if partition else [],
+        partition=partition.settings["kind"] if partition else "",
+        within_part_distance=partition.results.get("within_part_distance") if partition else None,
+        students=[[_stage(node, of(node)) for node in student.stages] for student in variant.students],
+        gallery=evaluation.file("gallery"),
+    )
+
+
+def _stage(node: Node, manifest: Manifest) -> Stage:
+    return Stage(node.kind, node.manifest, _need(manifest, "nimg"), manifest.file("journal"))
+
+
+def _one_metric(evaluations: dict[str, Manifest], floor: Manifest) -> dict[str, Any]:
+    """The metric that all rows share. The floor may be of another number of images, and then says so."""
+    metrics = {name: _need(m, "metric") for name, m in evaluations.items()}
+    first, expected = next(iter(metrics.items()))
+    for name, other in {**metrics, "the floor": _need(floor, "metric")}.items():
+        for key in SAME_METRIC if name in metrics else set(SAME_METRIC) - {"images"}:
+            if other[key] != expected[key]:
+                raise DamagedFileError(
+                    "The rows were measured differently; a table never mixes metrics.",
+                    where=str(evaluations[name].path if name in evaluations else floor.path),
+                    why=f"{key} is {other[key]!r} for {name}, {expected[key]!r} for {first}",
+                    todo="Delete the manifest of the odd one and run `snakemake` again.",
+                )
+    return {key: expected[key] for key in SAME_METRIC}
+
+
+def _need(manifest: Manifest, key: str) -> Any:
+    try:
+        return manifest.results[key]
+    except KeyError:
+        raise DamagedFileError(
+            "A manifest lacks a result that the report shows.",
+            where=str(manifest.path),
+            why=f"there is no results.{key}",
+            todo=RERUN.format(path=manifest.path),
+        ) from None
+
+
+def _short(plan: Plan, path: Path) -> str:
+    return os.path.relpath(path, plan.root)
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _flat(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner
+
+
+def _machines(manifests: list[Manifest]) -> list[str]:
+    """Each machine once, in words."""
+    found = {}
+    for manifest in manifests:
+        machine = manifest.body["machine"]
+        parts = [machine["cpu"], f"{machine['cores']} cores", *([machine["gpu"]] if machine.get("gpu") else [])]
+        found[", ".join(parts)] = None
+    return list(found)
+
+
+def _codes(manifests: dict[str, Manifest]) -> list[str]:
+    found = {}
+    for manifest in manifests.values():
+        code = manifest.body["code"]
+        commit = f"commit {code['commit']}" if code["commit"] else "outside a git checkout"
+        found[f"msd {code['version']}, {commit}{', with local changes' if code['dirty'] else ''}"] = None
+    return sorted(found)
+
+
+def _finished(manifests: dict[str, Manifest]) -> list[str]:
+    return [m.body["finished"] for m in manifests.values()]
+
+
+def _origin(node: Node, manifest: Manifest) -> dict[str, Any]:
+    """How a network came about: the record that came with the file, or the training of this experiment."""
+    results = {k: v for k, v in manifest.results.items() if k != "origin"}
+    origin = manifest.results.get("origin") or {}
+    source = {key: value for key, value in node.settings.items() if key != "role"}
+    return {"settings": source, **results, **({"record that came with the file": origin} if origin else {})}

@@ -1,0 +1,114 @@
+"""The ablation table: ablation.csv, its Markdown, the notes under it, and metrics.json for DVC."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from msd.report import columns, summary
+
+
+def frame(numbers: Mapping[str, Any]) -> pd.DataFrame:
+    """The table as numbers, one row per variant in the order of params.yaml."""
+    table = pd.DataFrame({"variant": [row["variant"] for row in numbers["rows"]]})
+    for column in columns.columns(numbers["metric"]):
+        values = [row[column.key] for row in numbers["rows"]]
+        table[column.key] = pd.array(values, dtype="Int64" if column.whole else "Float64")
+    return table
+
+
+def csv(numbers: Mapping[str, Any]) -> str:
+    """ablation.csv: raw numbers, an empty field where one is not known."""
+    return frame(numbers).to_csv(index=False, lineterminator="\n")
+
+
+def metrics(numbers: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """{variant: {metric: value}}, what is not known left out."""
+    keys = [c.key for c in columns.columns(numbers["metric"]) if c.better]
+    return {r["variant"]: {key: r[key] for key in keys if r[key] is not None} for r in numbers["rows"]}
+
+
+def markdown(numbers: Mapping[str, Any]) -> str:
+    """The table for people, the best student of each column in bold."""
+    body = columns.cells(numbers["rows"], numbers["metric"])
+    headings = [column.heading for column in columns.columns(numbers["metric"])]
+    table = pd.DataFrame(
+        [[_escape(c.text) if not c.best else f"**{_escape(c.text)}**" for c in row] for row in body], columns=headings
+    )
+    table.insert(0, "variant", [f"{_escape(row['variant'])}{' †' * bool(row['changes'])}" for row in numbers["rows"]])
+    return table.to_markdown(index=False, disable_numparse=True, colalign=["left", *["right"] * len(headings)])
+
+
+def page(numbers: Mapping[str, Any]) -> str:
+    """ablation.md: the table and what one must know to read it."""
+    parts = [f"# Ablation table of `{numbers['experiment']}`", _escape(summary.paragraph(numbers)), markdown(numbers)]
+    parts.append("\n".join(f"- {_escape(note)}" for note in notes(numbers)))
+    return "\n\n".join(parts) + "\n"
+
+
+def notes(numbers: Mapping[str, Any]) -> list[str]:
+    """What stands under the table, the floor first. Backticks mark names."""
+    metric = numbers["metric"]
+    return [
+        floor_note(numbers),
+        f"`{columns.metric_label(metric)}` is the Fréchet distance of {metric['images']:,} images per row, the same number of each "
+        f"class, to {metric['reference_images']:,} held-out real images, in the features of a small classifier named by its sha256. "
+        f"{metric['name']} is not FID, which needs Inception-v3: it compares only with numbers of the same name and digest.",
+        "Precision: share of the images that lie among real ones; recall: share of the real ones that lie among the images; "
+        "asked class: share of the images that a second classifier takes for the class they were asked for. "
+        "NFE: network evaluations per image.",
+        "Images each and in all: training images over all stages, per student and of all students, a stage that students share "
+        "once; for the teacher, those of its own training. Training: seconds summed over the students, as if one after another.",
+        machine_note(numbers),
+        "Bold: the best student of the column; the teacher does not compete. "
+        "Each row is one training run with one seed, so small differences may be chance.",
+        *change_notes(numbers),
+    ]
+
+
+def floor_note(numbers: Mapping[str, Any]) -> str:
+    """The floor in one line."""
+    metric, floor = numbers["metric"], numbers["floor"]
+    values = floor["metrics"]
+    text = (
+        f"Floor: {summary.distance_text(values[metric['name']], numbers)}. Real training images, scored in the same way "
+        f"against the held-out ones (precision {values['precision']:.3f}, recall {values['recall']:.3f}, "
+        f"asked class {columns.percent(values['asked_class_share'])}): no generator can be expected to come below."
+    )
+    if floor["images"] != metric["images"]:
+        text += f" It rests on {floor['images']:,} images; fewer images raise a Fréchet distance."
+    return text
+
+
+def machine_note(numbers: Mapping[str, Any]) -> str:
+    """Where latency and training time were measured; several machines are named as a warning."""
+    latency, machines = numbers["latency"], numbers["machines"]
+    threads = f", {latency['threads']} thread{'s' * (latency['threads'] != 1)}" if latency["device"] == "cpu" else ""
+    text = (
+        f"Latency: median time of one image (batch {latency['batch_size']}, {latency['repeats']} repeats, "
+        f"{latency['device']}{threads}) on {'; '.join(machines['latency'])}."
+    )
+    training = machines["training"]
+    if len(training) > 1:
+        text += f" Training ran on several machines, so its times do not compare: {'; '.join(training)}."
+    elif training and training != machines["latency"]:
+        text += f" Training ran on {training[0]}."
+    return text
+
+
+def change_notes(numbers: Mapping[str, Any]) -> list[str]:
+    """One note for each row whose recipe is not that of the others."""
+    return [
+        f"† `{row['variant']}` changes the recipe: "
+        + ", ".join(f"{key} = {value}" for key, value in row["changes"].items())
+        + ". Its row differs from the others in more than its students."
+        for row in numbers["rows"]
+        if row["changes"]
+    ]
+
+
+def _escape(text: str) -> str:
+    return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,1 @@
+"""Where teachers come from: files, downloads, or their own training."""

@@ -1,0 +1,1 @@
+"""The engine: runs a step object, tells nothing of teachers or parts."""

@@ -1,0 +1,50 @@
+"""Checkpoints to resume from: written aside, synced, renamed, then completed by a record with the sha256.
+
+A checkpoint without its record, or whose bytes differ from it, does not count; the one before it is used and the
+journal says so. Two are kept.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from msd import store
+
+KEEP = 2
+
+
+def save(folder: Path, nimg: int, state: dict[str, Any]) -> Path:
+    """Write a checkpoint after ``nimg`` images and remove all but the newest two. Returns its path."""
+    path = folder / f"checkpoint-{nimg:012d}.pt"
+    store.write_with(path, lambda p: torch.save(state, p))
+    store.write_json(_record(path), store.file_record(path, folder))
+    for old in _all(folder)[:-KEEP]:
+        _record(old).unlink(missing_ok=True)
+        old.unlink()
+    return path
+
+
+def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest valid checkpoint's state (None: there is none) and a line for each broken one that was skipped."""
+    skipped = []
+    for path in reversed(_all(folder)):
+        try:
+            record = json.loads(_record(path).read_text())
+            if record["sha256"] != store.sha256_file(path):
+                raise ValueError("its sha256 is not the recorded one")
+            return torch.load(path, map_location="cpu", weights_only=True), skipped
+        except (OSError, ValueError, KeyError, RuntimeError, EOFError) as e:
+            skipped.append(f"skipped the checkpoint {path.name}: {e}")
+    return None, skipped
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*.pt"))
+
+
+def _record(path: Path) -> Path:
+    return path.with_suffix(".json")

@@ -1,0 +1,45 @@
+"""The journal: one line of JSON per event, keyed by images seen. Tracking tools read it; training needs none of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Appends events to ``events.jsonl``; each line carries the attempt and the time."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "events.jsonl"
+        self.attempt = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{secrets.token_hex(2)}"
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one event."""
+        line = json.dumps({"event": event, "attempt": self.attempt, "time": round(time.time(), 3), **fields})
+        with open(self.path, "a", encoding="utf-8") as f:
+            f.write(line + "\n")
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The events of a journal; a line cut off by a crash is passed over."""
+    with open(path, encoding="utf-8") as f:
+        for line in f:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+
+def metrics(path: Path) -> dict[int, dict[str, float]]:
+    """Images seen → what was measured there. A replayed update overwrites its first reading, so each stands once."""
+    by_nimg: dict[int, dict[str, float]] = {}
+    for event in read(path):
+        if event["event"] == "progress":
+            by_nimg[event["nimg"]] = event["metrics"]
+    return dict(sorted(by_nimg.items()))

@@ -1,0 +1,13 @@
+"""Adversarial distribution matching: a student after DM + real images of its part → the final student."""
+
+
+rule adm:
+    """student after dm → student"""
+    input:
+        inputs_of(ROOT + "/train/adm-{digest}/manifest.json"),
+    output:
+        ROOT + "/train/adm-{digest}/manifest.json",
+    log:
+        ROOT + "/logs/train-adm-{digest}.log",
+    shell:
+        "msd adm {output} {CONFIGURATION} 2>&1 | tee {log}"

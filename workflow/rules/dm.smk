@@ -1,0 +1,25 @@
+"""Distribution matching: teacher + part (+ tsm, + regression pairs) → a one-step student, its fake score."""
+
+
+rule pairs:
+    """teacher → (noise, sample, class) pairs, not filtered by part"""
+    input:
+        inputs_of(ROOT + "/pairs/pairs-{digest}/manifest.json"),
+    output:
+        ROOT + "/pairs/pairs-{digest}/manifest.json",
+    log:
+        ROOT + "/logs/pairs-pairs-{digest}.log",
+    shell:
+        "msd pairs {output} {CONFIGURATION} 2>&1 | tee {log}"
+
+
+rule dm:
+    """teacher, part → student"""
+    input:
+        inputs_of(ROOT + "/train/dm-{digest}/manifest.json"),
+    output:
+        ROOT + "/train/dm-{digest}/manifest.json",
+    log:
+        ROOT + "/logs/train-dm-{digest}.log",
+    shell:
+        "msd dm {output} {CONFIGURATION} 2>&1 | tee {log}"

@@ -1,0 +1,42 @@
+"""Measurements: bundle + classifiers + evaluation half → metrics and gallery; the metric's floor; latency."""
+
+
+rule evaluate:
+    """bundle → metrics, gallery"""
+    input:
+        inputs_of(ROOT + "/evaluation/{variant}-{digest}/manifest.json"),
+    output:
+        ROOT + "/evaluation/{variant}-{digest}/manifest.json",
+    log:
+        ROOT + "/logs/evaluation-{variant}-{digest}.log",
+    shell:
+        "msd evaluate {output} {CONFIGURATION} 2>&1 | tee {log}"
+
+
+rule floor:
+    """training half → metrics of real images"""
+    input:
+        inputs_of(ROOT + "/evaluation/real-data-{digest}/manifest.json"),
+    output:
+        ROOT + "/evaluation/real-data-{digest}/manifest.json",
+    log:
+        ROOT + "/logs/evaluation-real-data-{digest}.log",
+    shell:
+        "msd floor {output} {CONFIGURATION} 2>&1 | tee {log}"
+
+
+rule latency:
+    """all bundles → milliseconds per image, measured side by side"""
+    input:
+        inputs_of(ROOT + "/evaluation/latency-{digest}/manifest.json"),
+    output:
+        ROOT + "/evaluation/latency-{digest}/manifest.json",
+    log:
+        ROOT + "/logs/evaluation-latency-{digest}.log",
+    shell:
+        "msd latency {output} {CONFIGURATION} 2>&1 | tee {log}"
+
+
+# "real-data" and "latency" are not names of variants
+ruleorder: floor > evaluate
+ruleorder: latency > evaluate

@@ -1,0 +1,13 @@
+"""Partitions: classes (and, for k-means, the teacher's class embeddings) → K parts and a balance report."""
+
+
+rule partition:
+    """classes → partition.json"""
+    input:
+        inputs_of(ROOT + "/partition/{kind}-{digest}/manifest.json"),
+    output:
+        ROOT + "/partition/{kind}-{digest}/manifest.json",
+    log:
+        ROOT + "/logs/partition-{kind}-{digest}.log",
+    shell:
+        "msd partition {output} {CONFIGURATION} 2>&1 | tee {log}"
