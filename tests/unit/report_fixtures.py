@@ -1,6 +1,6 @@
 """A tree of manifests such as an experiment leaves, without training: made-up numbers, real digits, real digests.
 
-Everything goes through the real ``Experiment``, ``Plan`` and ``Manifest.write``, so a report cannot tell the difference.
+Everything goes through the real ``Experiment``, ``Plan`` and ``Manifest.write``, so a report cannot tell.
 """
 
 from __future__ import annotations
@@ -89,11 +89,10 @@ def make_results(folder: Path, config: Experiment | None = None, classes: int = 
         elif node.kind not in ("bundle", "evaluate"):
             _other(plan, node, classes)
 
-    for node in [plan.floor, *(s for v in plan.variants.values() for t in v.students for s in t.stages)]:
-        make(node)
+    make(plan.floor)
     for variant in plan.variants.values():
-        if variant.partition:
-            make(variant.partition)
+        for node in variant.bundle.inputs.values():
+            make(node)
         _bundle(variant, classes)
         _evaluation(plan, variant, classes)
     make(plan.latency)
@@ -166,14 +165,21 @@ def _training(node: Node, classes: int) -> None:
         "dm": {"dm_loss": 0.5, "fake_score_loss": 9.0, "student_gradient_norm": 0.02, "fake_score_gradient_norm": 3.0},
     }
     names["dm"]["dm_gradient_mean_abs"] = 0.4
-    adversarial = {"generator_adversarial_loss": 0.7, "discriminator_loss": 1.3, "logits_real": 0.4, "logits_fake": -0.4}
+    adversarial = {
+        "generator_adversarial_loss": 0.7,
+        "discriminator_loss": 1.3,
+        "logits_real": 0.4,
+        "logits_fake": -0.4,
+    }
     names["adm"] = names["dm"] | adversarial
     steps = range(128, images + 1, 128) if images >= 128 else [images]
     start = 0.4 if node.kind == "adm" else 1.0
     lines: list[dict[str, Any]] = [{"event": "start", "attempt": "a", "time": 0.0, "nimg": 0, "images": images}]
     for nimg in steps:
         decay = 0.3 + 0.7 * start * math.exp(-nimg / 4000)
-        metrics: dict[str, Any] = {n: v * decay * math.exp(0.15 * rng.standard_normal()) for n, v in names[node.kind].items()}
+        metrics: dict[str, Any] = {
+            n: v * decay * math.exp(0.15 * rng.standard_normal()) for n, v in names[node.kind].items()
+        }
         if nimg == 256:
             metrics[next(iter(metrics))] = None
         fields = {"nimg": nimg, "seconds": nimg / 90, "metrics": metrics}
@@ -223,7 +229,9 @@ def _evaluation(plan: Plan, variant: VariantPlan, classes: int) -> None:
 
 
 def _metric(node: Node) -> dict[str, Any]:
-    digests = {f"{role}_sha256": Manifest.read(node.inputs[role].manifest).sha256("weights") for role in ("features", "judge")}
+    digests = {
+        f"{role}_sha256": Manifest.read(node.inputs[role].manifest).sha256("weights") for role in ("features", "judge")
+    }
     return {"name": "fd_digits", **digests, "images": 2000, "reference_images": 2500}
 
 

@@ -21,7 +21,7 @@ def build_report(plan: Plan) -> Manifest:
         old.unlink()  # of a variant that is no more: figures/*.png is what this report shows
     texts = {
         "ablation.csv": table.csv(report.numbers),
-        "ablation.md": table.page(report.numbers),
+        "ablation.md": f"# Ablation table of `{plan.experiment.experiment}`\n\n{table.explained(report.numbers)}\n",
         "report.html": page.render(report, drawn),
     }
     for name, text in texts.items():
@@ -34,5 +34,9 @@ def build_report(plan: Plan) -> Manifest:
         settings={"experiment": plan.experiment.experiment, "variants": list(plan.variants)},
         files={name: root / name for name in names},
         inputs={name: manifest.path for name, manifest in report.manifests.items()},
-        results={"numbers": report.numbers, "summary": summary.paragraph(report.numbers), "notes": table.notes(report.numbers)},
+        results={
+            "numbers": report.numbers,
+            "summary": summary.paragraph(report.numbers),
+            "notes": table.notes(report.numbers),
+        },
     )

@@ -76,7 +76,9 @@ def cells(rows: Sequence[Mapping[str, Any]], metric: Mapping[str, Any]) -> list[
         known = [row[column.key] for row in rows if row[column.key] is not None]
         texts = [NOTHING if row[column.key] is None else column.text(row[column.key], known) for row in rows]
         best = _best(rows, texts, column)
-        by_column.append([Cell(text, text in best and row["model"] != "teacher") for row, text in zip(rows, texts, strict=True)])
+        by_column.append(
+            [Cell(text, text in best and row["model"] != "teacher") for row, text in zip(rows, texts, strict=True)]
+        )
     return [list(row) for row in zip(*by_column, strict=True)]
 
 

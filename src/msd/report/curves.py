@@ -60,8 +60,9 @@ def draw(report: Report, folder: Path) -> list[Figure]:
             Figure(
                 path,
                 "Loss curves, DM then ADM",
-                "One row of panels per measured quantity, one column per length of training, one line per student in its variant's "
-                "colour; the dot is where DM ends and ADM begins. Each point is a median over its neighbours. "
+                "One row of panels per measured quantity, one column per length of training, one line per student "
+                "in its variant's colour; the dot is where DM ends and ADM begins. Each point is a median over its "
+                "neighbours. "
                 "`dm_loss` is the size of a gradient, no distance: flat does not mean stuck.",
                 "Training curves of all students, one panel per loss.",
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure as Canvas
@@ -13,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from msd.report import columns, curves, pictures
 from msd.report.read import Report, Row
-from msd.report.style import INK, PARTS, SOFT, WIDTH, Figure, looks, save
+from msd.report.style import INK, PARTS, SOFT, STYLE, WIDTH, Figure, looks, save
 
 NUMBERED = 20  # classes up to which a cell carries its number
 
@@ -25,7 +26,13 @@ def draw_all(report: Report, folder: Path) -> list[Figure]:
         report: the data.
         folder: where the PNGs go.
     """
-    drawn = [
+    with rc_context(STYLE):
+        drawn = _draw(report, folder)
+    return [figure for figure in drawn if figure is not None]
+
+
+def _draw(report: Report, folder: Path) -> list[Figure | None]:
+    return [
         pictures.overview(report, folder / "overview.png"),
         partition(report, folder / "partition.png"),
         quality_latency(report, folder / "quality-latency.png"),
@@ -34,7 +41,6 @@ def draw_all(report: Report, folder: Path) -> list[Figure]:
         *curves.draw(report, folder),
         *(pictures.gallery(row, folder / f"gallery-{row.name}.png") for row in report.rows),
     ]
-    return [figure for figure in drawn if figure is not None]
 
 
 def partition(report: Report, path: Path) -> Figure | None:
@@ -52,7 +58,9 @@ def partition(report: Report, path: Path) -> Figure | None:
         owner = np.empty(classes, dtype=int)
         for k, part in enumerate(parts):
             owner[part] = k
-        ax.imshow((owner % len(PARTS))[None], cmap=ListedColormap(PARTS), vmin=-0.5, vmax=len(PARTS) - 0.5, aspect="auto")
+        ax.imshow(
+            (owner % len(PARTS))[None], cmap=ListedColormap(PARTS), vmin=-0.5, vmax=len(PARTS) - 0.5, aspect="auto"
+        )
         if classes <= NUMBERED:
             for c, k in enumerate(owner):
                 ax.text(c, 0, str(k + 1), ha="center", va="center")
@@ -68,7 +76,10 @@ def partition(report: Report, path: Path) -> Figure | None:
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
     save(canvas, path)
-    spread = " Distance within parts: of the teacher's class embeddings from their part's mean, small where a part is alike inside."
+    spread = (
+        " Distance within parts: of the teacher's class embeddings from their part's mean, "
+        "small where the classes of a part are alike."
+    )
     spread *= any(row.within_part_distance is not None for row, _ in distinct.values())
     numbers = " The number in a cell is the student's." if classes <= NUMBERED else ""
     return Figure(
@@ -96,8 +107,8 @@ def quality_latency(report: Report, path: Path) -> Figure:
     return Figure(
         path,
         "Quality against latency",
-        "Lower left is better. A student runs once per image, whatever the number of students, so only the size of its network "
-        "moves a student sideways. The mark is the median, the whisker ends at the 95th percentile. "
+        "Lower left is better. A student runs once per image, whatever the number of students, so only the size of "
+        "its network moves a student sideways. The mark is the median, the whisker ends at the 95th percentile. "
         "Dashed: the floor, real images against real images.",
         "Fréchet distance of each variant against its latency.",
     )
@@ -124,8 +135,9 @@ def quality_compute(report: Report, path: Path) -> Figure | None:
     return Figure(
         path,
         "Quality against the compute of training",
-        "Lower left is better. Left: images that all students of a variant together were trained on, over all stages; right: "
-        f"{unit} of training, summed over the students. Variants above one another cost the same: the fair comparison. The teacher's own training is not counted.",
+        "Lower left is better. Left: images that all students of a variant together were trained on, over all stages; "
+        f"right: {unit} of training, summed over the students. Variants above one another cost the same: the fair "
+        "comparison. The teacher's own training is not counted.",
         "Fréchet distance of each variant against its training images and training time.",
     )
 
@@ -149,13 +161,15 @@ def asked_class(report: Report, path: Path) -> Figure:
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set_xlabel("class")
-    canvas.colorbar(image, ax=ax, pad=0.01, aspect=12, format=lambda v, _: f"{100 * v:.0f} %").outline.set_visible(False)
+    scale = canvas.colorbar(image, ax=ax, pad=0.01, aspect=12, format=lambda v, _: f"{100 * v:.0f} %")
+    scale.outline.set_visible(False)
     save(canvas, path)
     return Figure(
         path,
         "Do the images show the class they were asked for?",
-        "Share of the images, in per cent, that a second classifier takes for the class they were asked for. A dark cell is a class "
-        "that a variant draws badly or confuses." + (f" The scale starts at {100 * low:.0f} %." if low else ""),
+        "Share of the images, in per cent, that a second classifier takes for the class they were asked for. "
+        "A dark cell is a class that a variant draws badly or confuses."
+        + (f" The scale starts at {100 * low:.0f} %." if low else ""),
         "Heat map of the share of recognised images by variant and class.",
     )
 
@@ -177,8 +191,16 @@ def _scatter(ax: Axes, report: Report, points: list[tuple[str, float, float]], x
             axis.set_minor_formatter(NullFormatter())
         axis.set_major_formatter(FuncFormatter(lambda v, _: columns.thousands(v) if v >= 1000 else f"{v:g}"))
     ax.axhline(floor, color=SOFT, lw=1, ls=(0, (4, 3)))
-    place = {"xycoords": ("axes fraction", "data"), "xytext": (-2, 3), "textcoords": "offset points"}
-    ax.annotate("floor", (1, floor), **place, ha="right", color=SOFT, fontsize=8)
+    ax.annotate(
+        "floor",
+        (1, floor),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, 3),
+        textcoords="offset points",
+        ha="right",
+        color=SOFT,
+        fontsize=8,
+    )
     for name, x, y in points:
         ax.plot(x, y, look[name].marker, ms=8, color=look[name].colour, mec="white", mew=0.8, zorder=3)
     ax.margins(x=0.12)
@@ -191,7 +213,8 @@ def _legend(canvas: Canvas, report: Report, names: list[str]) -> None:
     """Names above the panels: labels at the points would lie on one another where variants cost the same."""
     look = looks(report.rows)
     keys = [
-        Line2D([], [], ls="", marker=look[n].marker, ms=8, color=look[n].colour, mec="white", mew=0.8, label=n) for n in names
+        Line2D([], [], ls="", marker=look[n].marker, ms=8, color=look[n].colour, mec="white", mew=0.8, label=n)
+        for n in names
     ]
     canvas.legend(handles=keys, loc="outside upper left", ncols=min(4, len(keys)), columnspacing=1.2, handletextpad=0.2)
 

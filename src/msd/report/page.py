@@ -1,4 +1,4 @@
-"""report.html: one file with everything in it, readable from disk, on a phone and on paper. Needs no network, no script."""
+"""report.html: one file with everything in it, for a screen, a phone and paper. Needs no network and no script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generated images side by side: a gallery per variant and the overview of all. Pixels are shown as they are, enlarged."""
+"""Generated images side by side: a gallery per variant and the overview of all. Pixels are enlarged, never smoothed."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def overview(report: Report, path: Path) -> Figure:
     return Figure(
         path,
         "Every variant at a glance",
-        "One row per class, one block per variant; the same place in every block starts from the same noise, so look for what "
-        f"changes from block to block. Below each name: network evaluations per image (NFE) and {name}, lower is better."
-        + _cut(classes, len(next(iter(galleries.values())))),
+        "One row per class, one block per variant; the same place in every block starts from the same noise, so look "
+        "for what changes from block to block. Below each name: network evaluations per image (NFE) and "
+        f"{name}, lower is better." + _cut(classes, len(next(iter(galleries.values())))),
         f"Generated images of {', '.join(row.name for row in report.rows)}, one row per class.",
     )
 
@@ -87,7 +87,9 @@ def _cut(classes: Sequence[int], number: int) -> str:
     return f" Shown: {len(classes)} of {number} classes, evenly spread." if len(classes) < number else ""
 
 
-def _band(report: Report, rows: Sequence[Row], galleries: dict[str, NDArray[np.uint8]], classes: list[int]) -> Image.Image:
+def _band(
+    report: Report, rows: Sequence[Row], galleries: dict[str, NDArray[np.uint8]], classes: list[int]
+) -> Image.Image:
     """Blocks of variants side by side under their names, with the class's number on the left."""
     look, metric = looks(report.rows), report.numbers["metric"]["name"]
     distances = [row.numbers[metric] for row in report.rows]
@@ -96,7 +98,9 @@ def _band(report: Report, rows: Sequence[Row], galleries: dict[str, NDArray[np.u
     gap, between, left, line = 2, 22, 58, 36
     names = {row.name: _wrapped(row.name) for row in rows}
     value = f"{metric} {columns.distance(max(distances), distances)}"
-    block = max(count * (side + gap) - gap, *(_width(text, 28) for lines in [[value], *names.values()] for text in lines))
+    block = max(
+        count * (side + gap) - gap, *(_width(text, 28) for lines in [[value], *names.values()] for text in lines)
+    )
     head = line * (max(map(len, names.values())) + 2) + 34
     width = left + len(rows) * (block + between)
     sheet = Image.new("RGB", (width, head + len(classes) * (side + gap) + 24), WHITE)

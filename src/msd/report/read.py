@@ -7,7 +7,7 @@ Draws nothing, computes no metric.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,7 @@ def read(plan: Plan) -> Report:
         },
     }
     data, teacher = of(plan.data), of(plan.teacher)
+    finished = [m.body["finished"] for m in manifests.values()]
     provenance = {
         "configuration": f"sha256 {digest(plan.experiment.model_dump(mode='json'))}",
         "data": f"{plan.experiment.data.source}, sha256 {_need(data, 'sha256')}",
@@ -136,7 +137,7 @@ def read(plan: Plan) -> Report:
         "metric": f"features sha256 {metric['features_sha256']}, judge sha256 {metric['judge_sha256']}",
         "machine": "; ".join(_machines(list(manifests.values()))),
         "code": "; ".join(_codes(manifests)),
-        "finished": f"{min(_finished(manifests))} to {max(_finished(manifests))}",
+        "finished": f"{min(finished)} to {max(finished)}",
     }
     networks = {"teacher": plan.teacher, "features classifier": plan.features, "judge classifier": plan.judge}
     return Report(
@@ -170,7 +171,7 @@ def check_inputs(manifest: Manifest) -> None:
             raise DamagedFileError(
                 "A result is stale: its input has changed since.",
                 where=str(manifest.path),
-                why=f"its input {role!r}, {path}, has the sha256 {now[:16]}…; it was made from {record['sha256'][:16]}…",
+                why=f"its input {role!r}, {path}, has the sha256 {now[:16]}…, but was {record['sha256'][:16]}… then",
                 todo=RERUN.format(path=manifest.path),
             )
 
@@ -195,7 +196,7 @@ def current_report(plan: Plan) -> Manifest:
     return manifest
 
 
-def _row(plan: Plan, variant: VariantPlan, of: Any) -> Row:
+def _row(plan: Plan, variant: VariantPlan, of: Callable[[Node], Manifest]) -> Row:
     evaluation, settings = of(variant.evaluation), plan.experiment.variants[variant.name]
     latency = _need(of(plan.latency), "variants")[variant.name]
     metrics = _need(evaluation, "metrics")
@@ -207,7 +208,10 @@ def _row(plan: Plan, variant: VariantPlan, of: Any) -> Row:
         "stages": list(getattr(settings, "stages", [])),
         "changes": dict(_flat(settings.recipe)) if isinstance(settings, StudentVariant) else {},
         **{key: _need(evaluation, key) for key in EVALUATED},
-        **{key: metrics[key] for key in (_need(evaluation, "metric")["name"], "precision", "recall", "asked_class_share")},
+        **{
+            key: metrics[key]
+            for key in (_need(evaluation, "metric")["name"], "precision", "recall", "asked_class_share")
+        },
         "latency_p50_ms": latency["p50_ms"],
     }
     return Row(
@@ -268,7 +272,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _machines(manifests: list[Manifest]) -> list[str]:
     """Each machine once, in words."""
-    found = {}
+    found: dict[str, None] = {}  # a set that keeps its order
     for manifest in manifests:
         machine = manifest.body["machine"]
         parts = [machine["cpu"], f"{machine['cores']} cores", *([machine["gpu"]] if machine.get("gpu") else [])]
@@ -277,16 +281,12 @@ def _machines(manifests: list[Manifest]) -> list[str]:
 
 
 def _codes(manifests: dict[str, Manifest]) -> list[str]:
-    found = {}
+    found = set()
     for manifest in manifests.values():
         code = manifest.body["code"]
         commit = f"commit {code['commit']}" if code["commit"] else "outside a git checkout"
-        found[f"msd {code['version']}, {commit}{', with local changes' if code['dirty'] else ''}"] = None
+        found.add(f"msd {code['version']}, {commit}{', with local changes' if code['dirty'] else ''}")
     return sorted(found)
-
-
-def _finished(manifests: dict[str, Manifest]) -> list[str]:
-    return [m.body["finished"] for m in manifests.values()]
 
 
 def _origin(node: Node, manifest: Manifest) -> dict[str, Any]:

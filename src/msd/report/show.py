@@ -52,5 +52,7 @@ def _two_lines(heading: str) -> list[str]:
 
 
 def _aligned(line: list[str], widths: list[int]) -> str:
-    first, *rest = (text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True)))
+    first, *rest = (
+        text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
+    )
     return GAP.join([first, *rest]).rstrip()

@@ -1,19 +1,16 @@
-"""How figures look: one colour and marker per variant, safe for the colour-blind; text that stays readable at 700 px."""
+"""How figures look: a colour and a marker per variant, safe for the colour-blind; text readable at 700 px."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure as Canvas
 
-matplotlib.use("Agg")
-
-from matplotlib.figure import Figure as Canvas  # noqa: E402 (the backend comes first)
-
-from msd.report.read import Row  # noqa: E402
-from msd.store import write_with  # noqa: E402
+from msd.report.read import Row
+from msd.store import write_with
 
 WIDTH = 7.0  # inches: 700 px on a page at 100 dpi, drawn at twice that
 DPI = 200
@@ -25,27 +22,25 @@ MARKERS = "sD^vPXphd"
 # light enough for dark figures on them, apart from each other in lightness too
 PARTS = ["#9ecae9", "#f9c784", "#8fd3b6", "#e7b6d4", "#d9d9a6", "#c9c3e6", "#f3a6a0", "#b9d67e"]
 
-matplotlib.rcParams.update(
-    {
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "axes.titlesize": 9,
-        "axes.labelsize": 9,
-        "axes.edgecolor": SOFT,
-        "axes.labelcolor": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "grid.color": GRID,
-        "xtick.color": SOFT,
-        "ytick.color": SOFT,
-        "xtick.labelsize": 8,
-        "ytick.labelsize": 8,
-        "text.color": INK,
-        "legend.frameon": False,
-        "legend.fontsize": 8,
-    }
-)
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
 
 
 @dataclass(frozen=True)

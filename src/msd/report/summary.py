@@ -1,4 +1,4 @@
-"""Sentences about the numbers: who is best, how far from the floor, and every fair comparison of one with many students.
+"""Sentences about the numbers: who is best, how far from the floor, and each fair comparison of many students with one.
 
 Whatever the numbers say is said; nothing here knows which row ought to win. Backticks mark names.
 """
@@ -49,12 +49,13 @@ def compare(comparison: Comparison, numbers: Mapping[str, Any]) -> str:
         verdict = f"both score {distance_text(mine, numbers)}"
     else:
         word = "better" if mine < other else "worse"
-        verdict = f"{distance_text(mine, numbers)} against {distance_text(other, numbers)}, {100 * abs(mine / other - 1):.0f} % {word}"
+        share = f"{100 * abs(mine / other - 1):.0f} % {word}"
+        verdict = f"{distance_text(mine, numbers)} against {distance_text(other, numbers)}, {share}"
     same = many["images_per_student" if comparison.equal == "each" else "images_total"]
-    cost = "the same training compute" if comparison.equal == "in all" else f"{_ratio(many, one)} times the training compute"
+    cost = "the same" if comparison.equal == "in all" else f"{many['images_total'] / one['images_total']:.2g} times the"
     return (
         f"{many['students']} students (`{many['variant']}`) against one (`{one['variant']}`), "
-        f"{columns.thousands(same)} images {comparison.equal} ({cost}): {verdict}."
+        f"{columns.thousands(same)} images {comparison.equal} ({cost} training compute): {verdict}."
     )
 
 
@@ -69,8 +70,9 @@ def paragraph(numbers: Mapping[str, Any]) -> str:
     floor = numbers["floor"]["metrics"][numbers["metric"]["name"]]
     said = [
         f"Of {_count(len(students), 'student row')}, `{best['variant']}` comes closest to held-out real images: "
-        f"a Fréchet distance of {distance_text(_distance(best, numbers), numbers)} ({numbers['metric']['name']}, lower is better) "
-        f"with {_count(best['students'], 'student')} and {_count(best['nfe'], 'network evaluation')} per image."
+        f"a Fréchet distance of {distance_text(_distance(best, numbers), numbers)} "
+        f"({numbers['metric']['name']}, lower is better) with {_count(best['students'], 'student')} "
+        f"and {_count(best['nfe'], 'network evaluation')} per image."
     ]
     if teacher:
         distance = _distance(teacher, numbers)
@@ -117,10 +119,6 @@ def _distance(row: Mapping[str, Any], numbers: Mapping[str, Any]) -> float:
 def distance_text(value: float, numbers: Mapping[str, Any]) -> str:
     """A distance with as many decimals as the table's column."""
     return columns.distance(value, [_distance(row, numbers) for row in numbers["rows"]])
-
-
-def _ratio(many: Mapping[str, Any], one: Mapping[str, Any]) -> str:
-    return f"{many['images_total'] / one['images_total']:.2g}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -33,20 +33,18 @@ def metrics(numbers: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 def markdown(numbers: Mapping[str, Any]) -> str:
     """The table for people, the best student of each column in bold."""
-    body = columns.cells(numbers["rows"], numbers["metric"])
-    headings = [column.heading for column in columns.columns(numbers["metric"])]
-    table = pd.DataFrame(
-        [[_escape(c.text) if not c.best else f"**{_escape(c.text)}**" for c in row] for row in body], columns=headings
-    )
-    table.insert(0, "variant", [f"{_escape(row['variant'])}{' †' * bool(row['changes'])}" for row in numbers["rows"]])
-    return table.to_markdown(index=False, disable_numparse=True, colalign=["left", *["right"] * len(headings)])
+    heading = ["variant", *(column.heading for column in columns.columns(numbers["metric"]))]
+    lines = [heading, [":--", *["--:"] * (len(heading) - 1)]]
+    for row, line in zip(numbers["rows"], columns.cells(numbers["rows"], numbers["metric"]), strict=True):
+        name = _escape(row["variant"]) + " †" * bool(row["changes"])
+        lines.append([name, *(f"**{cell.text}**" if cell.best else cell.text for cell in line)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def page(numbers: Mapping[str, Any]) -> str:
-    """ablation.md: the table and what one must know to read it."""
-    parts = [f"# Ablation table of `{numbers['experiment']}`", _escape(summary.paragraph(numbers)), markdown(numbers)]
-    parts.append("\n".join(f"- {_escape(note)}" for note in notes(numbers)))
-    return "\n\n".join(parts) + "\n"
+def explained(numbers: Mapping[str, Any]) -> str:
+    """The table in Markdown between a summary and what one must know to read it."""
+    below = "\n".join(f"- {_escape(note)}" for note in notes(numbers))
+    return "\n\n".join([_escape(summary.paragraph(numbers)), markdown(numbers), below])
 
 
 def notes(numbers: Mapping[str, Any]) -> list[str]:
@@ -54,14 +52,16 @@ def notes(numbers: Mapping[str, Any]) -> list[str]:
     metric = numbers["metric"]
     return [
         floor_note(numbers),
-        f"`{columns.metric_label(metric)}` is the Fréchet distance of {metric['images']:,} images per row, the same number of each "
-        f"class, to {metric['reference_images']:,} held-out real images, in the features of a small classifier named by its sha256. "
-        f"{metric['name']} is not FID, which needs Inception-v3: it compares only with numbers of the same name and digest.",
-        "Precision: share of the images that lie among real ones; recall: share of the real ones that lie among the images; "
-        "asked class: share of the images that a second classifier takes for the class they were asked for. "
+        f"`{columns.metric_label(metric)}` is the Fréchet distance of {metric['images']:,} images per row, the same "
+        f"number of each class, to {metric['reference_images']:,} held-out real images, in the features of a small "
+        f"classifier named by its sha256. {metric['name']} is not FID, which needs Inception-v3: it compares only with "
+        "numbers of the same name and digest.",
+        "Precision: share of the images that lie among real ones; recall: share of the real ones that lie among the "
+        "images; asked class: share of the images that a second classifier takes for the class they were asked for. "
         "NFE: network evaluations per image.",
-        "Images each and in all: training images over all stages, per student and of all students, a stage that students share "
-        "once; for the teacher, those of its own training. Training: seconds summed over the students, as if one after another.",
+        "Images each and in all: training images over all stages, per student and of all students, a stage that "
+        "students share once; for the teacher, those of its own training. Training: time summed over the students, as "
+        "if one after another.",
         machine_note(numbers),
         "Bold: the best student of the column; the teacher does not compete. "
         "Each row is one training run with one seed, so small differences may be chance.",
@@ -74,8 +74,8 @@ def floor_note(numbers: Mapping[str, Any]) -> str:
     metric, floor = numbers["metric"], numbers["floor"]
     values = floor["metrics"]
     text = (
-        f"Floor: {summary.distance_text(values[metric['name']], numbers)}. Real training images, scored in the same way "
-        f"against the held-out ones (precision {values['precision']:.3f}, recall {values['recall']:.3f}, "
+        f"Floor: {summary.distance_text(values[metric['name']], numbers)}. Real training images, scored in the same "
+        f"way against the held-out ones (precision {values['precision']:.3f}, recall {values['recall']:.3f}, "
         f"asked class {columns.percent(values['asked_class_share'])}): no generator can be expected to come below."
     )
     if floor["images"] != metric["images"]:

@@ -1,0 +1,429 @@
+"""The report: what it shows, in which order, and what it refuses to show."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_fixtures import VARIANTS, experiment, make_results, refresh, rewrite
+
+from msd.errors import ConfigError, DamagedFileError, MissingFileError
+from msd.plan import Plan
+from msd.report import columns, page, pictures, summary, table
+from msd.report.build import build_report
+from msd.report.figures import draw_all
+from msd.report.read import Report, read
+from msd.report.readme import BEGIN, END, check_readme, readme_block, update_readme
+from msd.report.show import show
+from msd.store import Manifest, read_json
+
+CSV_COLUMNS = [
+    "variant",
+    "students",
+    "parameters_per_student",
+    "nfe",
+    "images_per_student",
+    "images_total",
+    "fd_digits",
+    "precision",
+    "recall",
+    "asked_class_share",
+    "latency_p50_ms",
+    "training_seconds",
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results with their report, written once."""
+    folder = tmp_path_factory.mktemp("results")
+    build_report(make_results(folder))
+    return folder
+
+
+@pytest.fixture
+def plan(made: Path, tmp_path: Path) -> Plan:
+    """A copy to spoil."""
+    shutil.copytree(made, tmp_path / "results")
+    return Plan(experiment(), results=tmp_path / "results")
+
+
+@pytest.fixture
+def built(made: Path) -> Plan:
+    """The results and the report, to read only."""
+    return Plan(experiment(), results=made)
+
+
+class Page(html.parser.HTMLParser):
+    """Everything that a page would load or run, and its rows."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.handlers: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+
+
+def table_of(plan: Plan) -> list[list[str]]:
+    with open(plan.root / "ablation.csv", encoding="utf-8", newline="") as f:
+        return list(csv.reader(f))
+
+
+def test_csv_has_the_variants_in_order_and_raw_numbers(built: Plan) -> None:
+    heading, *rows = table_of(built)
+    assert heading == CSV_COLUMNS
+    assert [row[0] for row in rows] == list(VARIANTS)
+    for row in rows:
+        results = Manifest.read(built.variants[row[0]].evaluation.manifest).results
+        assert row[4] == str(results["images_per_student"])
+        assert float(row[6]) == results["metrics"]["fd_digits"]
+
+
+def test_everything_promised_is_written_and_recorded(built: Plan) -> None:
+    manifest = Manifest.read(built.report)
+    assert manifest.body["kind"] == "report"
+    names = set(manifest.body["files"])
+    assert {"ablation.csv", "ablation.md", "metrics.json", "report.html", "figures/overview.png"} <= names
+    assert {f"figures/gallery-{name}.png" for name in VARIANTS} <= names
+    for name in names:
+        manifest.file(name)
+    recorded = {(built.root / record["path"]).resolve() for record in manifest.body["inputs"].values()}
+    assert recorded == {path.resolve() for path in built.report_inputs}
+
+
+def test_metrics_json_is_flat(built: Plan) -> None:
+    metrics = read_json(built.root / "metrics.json")
+    assert list(metrics) == list(VARIANTS)
+    assert metrics["single"]["fd_digits"] == 28.12
+    assert all(isinstance(value, int | float) for row in metrics.values() for value in row.values())
+
+
+def test_building_twice_gives_the_same_files(plan: Plan) -> None:
+    before = Manifest.read(plan.report).body["files"]
+    stray = plan.root / "figures" / "gallery-of-a-variant-that-is-gone.png"
+    stray.write_bytes(b"")
+    assert build_report(plan).body["files"] == before
+    assert not stray.exists()
+
+
+def test_mixing_metrics_is_refused(plan: Plan) -> None:
+    node = plan.variants["msd4"].evaluation
+    metric = Manifest.read(node.manifest).results["metric"]
+    for key, other in (
+        ("features_sha256", "0" * 64),
+        ("judge_sha256", "0" * 64),
+        ("images", 7),
+        ("reference_images", 7),
+    ):
+        rewrite(node, metric=metric | {key: other})
+        with pytest.raises(DamagedFileError, match=f"never mixes metrics(.|\n)*{key} is .* for msd4"):
+            build_report(plan)
+
+
+def test_a_floor_of_another_metric_is_refused_but_its_number_of_images_may_differ(plan: Plan) -> None:
+    metric = Manifest.read(plan.floor.manifest).results["metric"]
+    rewrite(plan.floor, metric=metric | {"features_sha256": "0" * 64})
+    with pytest.raises(DamagedFileError, match="for the floor"):
+        read(plan)
+    rewrite(plan.floor, metric=metric | {"images": 500})
+    assert "It rests on 500 images" in table.floor_note(read(plan).numbers)
+
+
+def test_a_stale_manifest_is_named(plan: Plan) -> None:
+    rewrite(plan.variants["single"].bundle, nfe=2)
+    with pytest.raises(DamagedFileError) as e:
+        build_report(plan)
+    assert "stale" in str(e.value)
+    assert "evaluation/single-" in str(e.value) or "latency" in str(e.value)
+    assert str(plan.variants["single"].bundle.manifest) in str(e.value)
+
+
+def test_a_missing_manifest_a_changed_journal_and_a_missing_result_are_refused(plan: Plan) -> None:
+    stage = plan.variants["msd4"].students[2].stages[0]
+    journal = Manifest.read(stage.manifest).file("journal")
+    text = journal.read_text()
+    journal.write_text(text + "{}\n")
+    with pytest.raises(DamagedFileError, match=r"events\.jsonl"):
+        read(plan)
+    journal.write_text(text)
+    node = plan.variants["single"].evaluation
+    body = node.manifest.read_text()
+    node.manifest.write_text(body.replace('"training_seconds"', '"seconds_of_training"'))
+    with pytest.raises(DamagedFileError, match=r"no results\.training_seconds"):
+        read(plan)
+    node.manifest.unlink()
+    with pytest.raises(MissingFileError, match=node.manifest.parent.name):
+        read(plan)
+
+
+def test_markdown_bolds_the_best_student_and_never_the_teacher(built: Plan) -> None:
+    lines = table.markdown(read(built).numbers).splitlines()
+    rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]}
+    at = CSV_COLUMNS.index
+    assert rows["single-matched-compute"][at("fd_digits")] == "**22.4**"
+    assert rows["single-matched-compute"][at("recall")].startswith("**")
+    assert not any("**" in cell for cell in rows["teacher"])
+    assert not any("**" in row[at("students")] for row in rows.values())
+    # two rows that read the same are equally good
+    assert rows["msd4-small"][at("latency_p50_ms")] == rows["single-small"][at("latency_p50_ms")] == "**2.3 ms**"
+    assert rows["single"][at("parameters_per_student")] == "0.19 M"
+    assert rows["single"][at("images_total")] == "19.2 k"
+    assert "fd_digits@" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (columns.thousands(999), "999"),
+        (columns.thousands(1234), "1.2 k"),
+        (columns.thousands(64_000), "64 k"),
+        (columns.thousands(999_999), "1 M"),
+        (columns.millions(44_021), "0.044 M"),
+        (columns.millions(295_900_000), "295.9 M"),
+        (columns.duration(95.2), "95 s"),
+        (columns.duration(750), "12.5 min"),
+        (columns.duration(11_520), "3.2 h"),
+        (columns.milliseconds(0.456), "0.46 ms"),
+        (columns.milliseconds(1234.5), "1,234 ms"),
+    ],
+)
+def test_numbers_for_people(text: str, expected: str) -> None:
+    assert text == expected
+
+
+def test_values_that_are_not_known_are_shown_as_such(plan: Plan) -> None:
+    variant = plan.variants["teacher"]
+    empty = {"images_per_student": None, "images_total": None, "training_seconds": None}
+    rewrite(variant.evaluation, **empty)
+    build_report(plan)
+    row = dict(zip(*table_of(plan)[:2], strict=True))
+    assert row["variant"] == "teacher"
+    assert row["images_total"] == ""
+    assert row["nfe"] == "35"
+    assert "–" in (plan.root / "ablation.md").read_text().split("| teacher")[1].splitlines()[0]
+    assert "training_seconds" not in read_json(plan.root / "metrics.json")["teacher"]
+
+
+def test_notes_say_what_a_reader_must_know(built: Plan) -> None:
+    numbers = read(built).numbers
+    notes = "\n".join(table.notes(numbers))
+    assert "fd_digits is not FID" in notes
+    assert columns.metric_label(numbers["metric"]) in notes
+    assert "2,000 images per row" in notes
+    assert numbers["machines"]["latency"][0] in notes
+    assert "†" not in notes
+    numbers["machines"]["training"] = ["one", "another"]
+    assert "times do not compare" in table.machine_note(numbers)
+
+
+def test_rows_with_another_recipe_are_marked(tmp_path: Path) -> None:
+    changed = {"students": 4, "recipe": {"dm": {"two_time_scale_ratio": 3}}}
+    plan = make_results(tmp_path, experiment({"single": {"students": 1}, "msd4": changed}))
+    numbers = read(plan).numbers
+    assert "| msd4 †" in table.markdown(numbers)
+    assert "| single " in table.markdown(numbers)
+    assert table.change_notes(numbers)[0].startswith("† `msd4` changes the recipe: dm.two_time_scale_ratio = 3")
+    assert summary.comparisons(numbers) == []  # more than the number of students differs
+
+
+@pytest.mark.parametrize(
+    ("msd4", "expected"),
+    [
+        (20.0, ["better than one (`single`", "better than one (`single-matched-compute`", "Best of these: `msd4`"]),
+        (
+            25.0,
+            ["better than one (`single`", "worse than one (`single-matched-compute`", "Best of these: `single-matched"],
+        ),
+        (28.12, ["as good as one (`single`", "worse than one (`single-matched-compute`"]),
+    ],
+)
+def test_the_summary_says_who_is_best_whoever_it_is(built: Plan, msd4: float, expected: list[str]) -> None:
+    numbers = read(built).numbers
+    numbers["rows"][2]["fd_digits"] = msd4
+    text = summary.paragraph(numbers)
+    for part in expected:
+        assert part in text
+    assert "`msd4` comes closest" in text or msd4 > 22
+    assert "the floor" in text
+
+
+def test_comparisons_pair_what_differs_in_students_alone(built: Plan) -> None:
+    found = {(c.many["variant"], c.one["variant"], c.equal) for c in summary.comparisons(read(built).numbers)}
+    assert found == {
+        ("msd4", "single", "each"),
+        ("msd4", "single-matched-compute", "in all"),
+        ("msd4-equal-total", "single", "in all"),
+        ("msd4-small", "single-small", "each"),
+    }
+
+
+def test_html_is_self_contained(built: Plan) -> None:
+    text = (built.root / "report.html").read_text()
+    found = Page(text)
+    pictures_shown = [r for r in found.references if r.startswith("data:image/png;base64,")]
+    assert len(pictures_shown) == len(list((built.root / "figures").glob("*.png")))
+    assert all(r.startswith(("data:image/png;base64,", "#")) for r in found.references)
+    assert not {"script", "link", "iframe", "object"} & set(found.tags)
+    assert not found.handlers
+    style = text.split("<style>")[1].split("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "http://" not in text
+    assert "https://" not in text
+    for name in VARIANTS:
+        assert name in text
+    for path in built.report_inputs:
+        assert path.relative_to(built.root).as_posix() in text
+
+
+def test_html_and_markdown_escape_odd_labels(built: Plan, tmp_path: Path) -> None:
+    report = read(built)
+    odd = "<script>alert(1)</script> | & `x`"
+    report.rows[1].numbers["variant"] = odd  # the same dictionaries as in report.numbers
+    report.numbers["machines"]["latency"] = ["<b>CPU</b>"]
+    report.provenance["machine"] = "<img src=x onerror=alert(1)>"
+    text = page.render(report, draw_without_files(report, tmp_path))
+    assert "script" not in Page(text).tags
+    assert "b" in Page(text).tags
+    assert "&lt;script&gt;" in text
+    assert "<b>CPU" not in text
+    assert "onerror=alert(1)&gt;" in text
+    line = next(line for line in table.markdown(report.numbers).splitlines() if "alert" in line)
+    assert "<script>" not in line
+    assert line.replace("\\|", "").count("|") == len(CSV_COLUMNS) + 1
+
+
+def draw_without_files(report: Report, folder: Path) -> list:
+    """The figures of a report whose variants no file may be named after."""
+    return [
+        pictures.overview(report, folder / "overview.png"),
+        pictures.gallery(report.rows[1], folder / "gallery.png"),
+    ]
+
+
+def test_galleries_are_capped_and_say_so(tmp_path: Path) -> None:
+    few = {"teacher": {"model": "teacher"}, "msd2": {"students": 2}}
+    report = read(make_results(tmp_path, experiment(few), classes=30))
+    figures = {figure.path.stem: figure for figure in draw_all(report, tmp_path)}
+    assert "Shown: 20 of 30 classes" in figures["gallery-msd2"].caption
+    assert "Shown: 20 of 30 classes" in figures["overview"].caption
+    assert {"partition", "losses", "asked-class"} <= set(figures)
+    assert pictures.shown_classes(1000)[0] == 0
+    assert pictures.shown_classes(1000)[-1] == 999
+    assert len(set(pictures.shown_classes(1000))) == pictures.MAX_CLASSES
+    assert pictures.shown_classes(2) == [0, 1]
+
+
+def test_figures_without_data_are_left_out(tmp_path: Path) -> None:
+    teacher = make_results(tmp_path / "a", experiment({"teacher": {"model": "teacher"}}))
+    assert {f.path.name for f in draw_all(read(teacher), tmp_path)}.isdisjoint(
+        {"partition.png", "losses.png", "losses-tsm.png", "quality-compute.png"}
+    )
+    build_report(teacher)
+    single = make_results(tmp_path / "b", experiment({"single": {"students": 1, "stages": ["dm"]}}), classes=2)
+    build_report(single)
+    assert "partition.png" not in {p.name for p in (single.root / "figures").iterdir()}
+
+
+def test_gallery_pixels_are_enlarged_not_smoothed(built: Plan) -> None:
+    images = np.load(Manifest.read(built.variants["msd4"].evaluation.manifest).file("gallery"))
+    shown = np.asarray(Image.open(built.root / "figures" / "gallery-msd4.png").convert("L"))
+    tile = shown[:56, -60:-4]  # the first class, the last column, beside the gap
+    assert np.array_equal(tile, images[0, -1, 0].repeat(2, 0).repeat(2, 1))
+
+
+def test_show_is_aligned_and_quick(built: Plan) -> None:
+    text = show(built)
+    lines = text.splitlines()
+    body = lines[3 : 3 + len(VARIANTS)]
+    assert [line.split()[0] for line in body] == list(VARIANTS)
+    assert all(len(line) <= len(lines[2]) for line in lines[:2] + body)
+    assert "22.4*" in text
+    assert "Floor: 1.5" in text
+    assert text.endswith("report.html")
+    code = "import sys, msd.report.show; print({'pandas', 'matplotlib', 'torch', 'numpy'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_show_refuses_a_report_of_other_settings_or_older_results(plan: Plan) -> None:
+    other = Plan(experiment({"single": {"students": 1}}), results=plan.root.parent)
+    with pytest.raises(DamagedFileError, match="other settings"):
+        show(other)
+    node = plan.variants["teacher"].evaluation
+    rewrite(node, sampling_seconds=9.0)
+    with pytest.raises(DamagedFileError, match="stale"):
+        show(plan)
+    plan.report.unlink()
+    with pytest.raises(MissingFileError):
+        show(plan)
+
+
+def test_a_refreshed_chain_is_accepted_again(plan: Plan) -> None:
+    variant = plan.variants["single"]
+    rewrite(variant.bundle, nfe=1, extra=True)
+    for node in (variant.evaluation, plan.latency):
+        refresh(node)
+    assert build_report(plan)
+
+
+def test_readme_block_goes_there_and_back(plan: Plan, tmp_path: Path) -> None:
+    readme, picture = tmp_path / "README.md", tmp_path / "docs" / "images" / "overview.png"
+    readme.write_text(f"# Title\n\n{BEGIN}\nstale block\n{END}\n\nafter\n")
+    path = update_readme(plan, readme, picture)
+    assert path == tmp_path / "docs" / "results-mnist.json"
+    text = readme.read_text()
+    assert text.startswith("# Title\n\n")
+    assert text.endswith("\n\nafter\n")
+    assert "stale block" not in text
+    assert readme_block(plan) in text
+    assert "](docs/images/overview.png)" in text
+    assert picture.stat().st_size < 400_000
+    sums = read_json(path)["manifests"]
+    assert {
+        f"evaluation/{v.evaluation.name}-{v.evaluation.digest}/manifest.json" for v in plan.variants.values()
+    } <= set(sums)
+    assert all(sha256[:8] in text for sha256 in sums.values())
+    check_readme(readme, path)
+    update_readme(plan, readme, picture)
+    assert readme.read_text() == text
+    readme.write_text(text.replace("28.1", "18.1"))
+    with pytest.raises(DamagedFileError, match="not those of the numbers"):
+        check_readme(readme, path)
+    path.write_text(json.dumps(read_json(path)))
+    readme.write_text(text)
+    check_readme(readme, path)  # the form of the JSON does not matter
+
+
+def test_a_readme_without_marks_is_refused_untouched(built: Plan, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("# Title\n")
+    with pytest.raises(ConfigError, match="no place for results"):
+        update_readme(built, readme, tmp_path / "overview.png")
+    assert readme.read_text() == "# Title\n"
+    assert not (tmp_path / "overview.png").exists()
+    with pytest.raises(MissingFileError):
+        update_readme(built, tmp_path / "none.md", tmp_path / "overview.png")
+
+
+def test_a_large_overview_is_made_small(plan: Plan, tmp_path: Path) -> None:
+    from msd.report.readme import MAX_BYTES, _small
+
+    noise = np.random.default_rng(0).integers(0, 255, (700, 900, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "in.png")
+    assert (tmp_path / "in.png").stat().st_size > MAX_BYTES
+    _small(tmp_path / "in.png", tmp_path / "out.png")
+    assert (tmp_path / "out.png").stat().st_size <= MAX_BYTES
