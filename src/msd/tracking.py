@@ -110,7 +110,7 @@ def _prepare(database: Path, uri: str) -> None:
         connection.execute("BEGIN IMMEDIATE")
     for name in ("alembic", "mlflow.store.db"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    mlflow.db.upgrade.callback(uri)
+    mlflow.db.upgrade.main([uri], standalone_mode=False)
 
 
 def _project(client: MlflowClient, experiment_id: str, rows: list[Row]) -> dict[str, str]:

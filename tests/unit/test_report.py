@@ -427,3 +427,23 @@ def test_a_large_overview_is_made_small(plan: Plan, tmp_path: Path) -> None:
     assert (tmp_path / "in.png").stat().st_size > MAX_BYTES
     _small(tmp_path / "in.png", tmp_path / "out.png")
     assert (tmp_path / "out.png").stat().st_size <= MAX_BYTES
+
+
+@pytest.mark.parametrize(
+    ("shape", "side"), [((3, 32, 32), 64), ((3, 64, 64), 64), ((1, 256, 256), 128), ((1, 8, 8), 64)]
+)
+def test_tiles_of_any_size_fit(shape: tuple[int, int, int], side: int) -> None:
+    image = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    tile = pictures._tile(image, pictures.GALLERY_TILE)
+    assert tile.size == (side, side)
+    assert len(set(tile.getpixel((0, 0)))) == (3 if shape[0] == 3 else 1)
+
+
+def test_many_variants_stand_in_bands(tmp_path: Path) -> None:
+    many = {f"single-{k}": {"students": 1, "images": k} for k in range(1, 11)}
+    report = read(make_results(tmp_path, experiment(many)))
+    names = [figure.path.name for figure in draw_all(report, tmp_path)]
+    assert {"overview.png", "losses.png", "gallery-single-10.png"} <= set(names)
+    overview = Image.open(tmp_path / "overview.png")
+    assert overview.width < 2000
+    assert overview.height > 2 * 10 * 56

@@ -1,4 +1,4 @@
-"""Subcommands around finished work: bundle, sample, export, report, track."""
+"""Subcommands around the stages: params, bundle, sample, export, report, track."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ from typing import Any
 from msd.cli.options import add_configuration, plan_of
 from msd.errors import ConfigError, MissingFileError
 from msd.store import Manifest
+
+
+def params(arguments: argparse.Namespace) -> None:
+    if arguments.reference:
+        from msd.reference import reference
+
+        print(reference(), end="")
+        return
+    import yaml
+
+    print(yaml.safe_dump(plan_of(arguments).experiment.model_dump(mode="json"), sort_keys=False), end="")
 
 
 def bundle(arguments: argparse.Namespace) -> None:
@@ -92,6 +103,15 @@ def register(commands: Any) -> None:
         )
         parser.set_defaults(run=run)
         return parser
+
+    p = add(
+        "params",
+        params,
+        "print the configuration with all overlays and defaults",
+        ["msd params --configfile experiments/smoke.yaml", "msd params --reference > docs/params.md"],
+    )
+    p.add_argument("--reference", action="store_true", help="print the page that explains every key instead")
+    add_configuration(p)
 
     p = add("bundle", bundle, "collect a variant's students, partition and router in one folder", ["msd bundle msd4 out/"])
     p.add_argument("variant")

@@ -1,0 +1,60 @@
+"""The written pages agree with the code: reference, error codes, README's commands, notebooks."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from msd import errors
+from msd.cli.main import build_parser
+from msd.config import load
+from msd.reference import reference
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_reference_of_params_is_current() -> None:
+    assert (ROOT / "docs/params.md").read_text() == reference(), "run: msd params --reference > docs/params.md"
+
+
+def test_every_error_class_and_its_code_is_documented() -> None:
+    table = dict(re.findall(r"^\| (\d+) \| (\w+) \|", (ROOT / "docs/errors.md").read_text(), re.MULTILINE))
+    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.MsdError)]
+    assert {str(c.exit_code): c.__name__ for c in classes} == {code: name for code, name in table.items()}
+
+
+def test_readme_commands_parse() -> None:
+    text = (ROOT / "README.md").read_text()
+    commands = [line.split("#")[0].split() for line in re.findall(r"^msd .*$", text, re.MULTILINE)]
+    assert len(commands) >= 5
+    for command in commands:
+        build_parser().parse_args(command[1:])
+
+
+def test_readme_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^make ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE)) <= targets
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_recipes_resolve(recipe: Path) -> None:
+    assert load(ROOT / "params.yaml", [recipe]).experiment == recipe.stem
+
+
+def test_environment_yml_installs_the_lock() -> None:
+    content = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pip = next(d["pip"] for d in content["dependencies"] if isinstance(d, dict))
+    assert any("requirements.lock" in line for line in pip)
+    assert "://" not in (ROOT / "requirements.lock").read_text()
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_run(notebook: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nbconvert", "--to", "html", "--execute", str(notebook), "--output-dir", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=180)
+    assert "<img" in (tmp_path / f"{notebook.stem}.html").read_text()

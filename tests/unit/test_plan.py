@@ -1,0 +1,136 @@
+"""The static DAG: a path changes exactly when a setting that matters does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny import ROOT
+
+from msd.config import load
+from msd.errors import ConfigError
+from msd.plan import Plan
+
+PARAMS = ROOT / "params.yaml"
+
+
+def plan(*settings: str) -> Plan:
+    return Plan(load(PARAMS, (), settings))
+
+
+def paths(plan: Plan) -> dict[str, Path]:
+    """Label → manifest. Labels are unique here, since no two rows share a student."""
+    found = {node.label: node.manifest for node in plan}
+    assert len(found) == len(list(plan))
+    return found
+
+
+def changed_kinds(setting: str) -> set[str]:
+    """Kinds of nodes whose paths a setting changes."""
+    before, after = paths(plan()), paths(plan(setting))
+    kinds = {node.label: node.kind for node in plan()}
+    return {kinds[label] for label, path in before.items() if after[label] != path}
+
+
+TRAINING = {"dm", "adm", "bundle", "evaluate", "latency"}
+ALL = {"data", "teacher", "classifier", "partition", "pairs", "tsm", "floor", *TRAINING}
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("compute={threads: 7, device: cpu, log_every_updates: 3, checkpoint_every_updates: 9}", set()),
+        ("evaluation.latency_repeats=7", {"latency"}),
+        ("evaluation.gallery_columns=5", {"evaluate"}),
+        ("evaluation.neighbours=5", {"evaluate", "floor"}),
+        ("evaluation.sampler.num_steps=5", {"bundle", "evaluate", "latency"}),  # the teacher's own row
+        ("evaluation.judge.sha256=" + "a" * 64, {"classifier", "evaluate", "floor"}),
+        ("recipe.adm.generator_weight=1", {"adm", "bundle", "evaluate", "latency"}),
+        ("recipe.dm.grid_range=[0, 999]", TRAINING),
+        ("recipe.dm.regression.pairs=1000", {"pairs", *TRAINING}),
+        ("recipe.dm.regression.weight=2", TRAINING),  # the pairs serve any weight
+        ("recipe.tsm.images=128", {"tsm", *TRAINING}),
+        ("teacher.sha256=" + "a" * 64, {"teacher", "pairs", "tsm", *TRAINING}),
+        ("data.evaluation_share=0.4", {"data", "partition", "tsm", "floor", *TRAINING}),
+        ("seed=1", {"pairs", "tsm", *TRAINING}),
+    ],
+)
+def test_a_setting_changes_the_paths_it_matters_for(setting: str, expected: set[str]) -> None:
+    assert changed_kinds(setting) == expected
+
+
+def test_every_kind_is_covered() -> None:
+    assert {node.kind for node in plan()} == ALL
+
+
+def test_a_setting_changed_back_gives_the_old_paths() -> None:
+    images = load(PARAMS).recipe.dm.images
+    assert paths(plan("recipe.dm.images=12800", f"recipe.dm.images={images}")) == paths(plan())
+
+
+def test_one_rows_learning_rate_changes_that_rows_students_only() -> None:
+    before = plan()
+    after = plan("variants={one: {students: 1}, two: {students: 2, recipe: {dm: {student: {learning_rate: 0.5}}}}}")
+    plain = plan("variants={one: {students: 1}, two: {students: 2}}")
+    assert after.variant("one") == plain.variant("one")
+    assert after.variant("one").students == before.variant("single").students
+    for changed, same in zip(after.variant("two").students, plain.variant("two").students, strict=True):
+        assert changed.stages[0].settings["recipe"]["student"]["learning_rate"] == 0.5
+        assert {n.manifest for n in changed.stages}.isdisjoint(n.manifest for n in same.stages)
+    others = {n.manifest for n in after if n.kind not in TRAINING}
+    assert others == {n.manifest for n in plain if n.kind not in TRAINING}
+
+
+def test_explicit_parts_are_part_of_the_path() -> None:
+    row = "variants={{a: {{students: 2, partition: {{kind: explicit, parts: {}}}}}}}"
+    one, other = (plan(row.format(parts)).variant("a") for parts in ("[[0,1,2,3,4],[5,6,7,8,9]]", "[[0,1,2,3,5],[4,6,7,8,9]]"))
+    assert one.partition is not None
+    assert other.partition is not None
+    assert one.partition.settings["parts"] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    assert one.partition.manifest != other.partition.manifest
+    assert one.partition.manifest.parent.name.startswith("explicit-2-")
+
+
+def test_only_kmeans_reads_the_teacher() -> None:
+    for kind, roles in (("kmeans", {"data", "teacher"}), ("random", {"data"}), ("consecutive", {"data"})):
+        variant = plan(f"variants={{a: {{students: 2, partition: {{kind: {kind}}}}}}}").variant("a")
+        assert variant.partition is not None
+        assert set(variant.partition.inputs) == roles
+
+
+def test_everything_lies_under_the_experiments_folder() -> None:
+    for experiment in ("mnist", "other"):
+        made = plan(f"experiment={experiment}")
+        root = Path("results") / experiment
+        for path in [*paths(made).values(), made.report, made.tracking]:
+            assert root in path.parents
+    assert {p.relative_to("results/mnist") for p in paths(plan()).values()} == {
+        p.relative_to("results/other") for p in paths(plan("experiment=other")).values()
+    }  # the name is no setting: only the folder differs
+
+
+def test_adm_follows_dm_of_the_same_student() -> None:
+    for student in plan().variant("msd4-small").students:
+        assert [node.kind for node in student.stages] == ["tsm", "dm", "adm"]
+        for before, after in zip(student.stages, student.stages[1:], strict=False):
+            assert after.inputs["before"] is before
+
+
+def test_find_names_the_node_or_says_what_to_do() -> None:
+    made = plan()
+    for node in made:
+        assert made.find(str(node.manifest)) == node
+    stranger = plan("recipe.dm.images=12800").student_node("single", 0, "dm").manifest
+    with pytest.raises(ConfigError) as refused:
+        made.find(stranger)
+    assert refused.value.where == str(stranger)
+    assert "--configfile" in refused.value.todo
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("nobody", 0, "dm"), "msd4-small"), (("msd4", 4, "dm"), "has no student 4"), (("msd4", 0, "tsm"), "no stage 'tsm'")],
+)
+def test_student_that_there_is_not(arguments: tuple[str, int, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        plan().student_node(*arguments)
