@@ -398,7 +398,7 @@ def _cross_check(experiment: Experiment) -> list[str]:
         try:
             recipe = experiment.recipe_of(variant)
         except ValidationError as e:
-            problems += [f"{where}.recipe.{_describe(x)}" for x in e.errors()]
+            problems += [f"{where}.recipe.{_describe(x, Recipe)}" for x in e.errors()]
             continue
         for stage in variant.stages:
             training: Training = getattr(recipe, stage)
@@ -411,19 +411,19 @@ def _cross_check(experiment: Experiment) -> list[str]:
     return problems
 
 
-def _describe(error: Any) -> str:
-    """One line for one pydantic error, with the nearest known key for an unknown one."""
+def _describe(error: Any, root: type[Section] = Experiment) -> str:
+    """One line for one pydantic error of ``root``, with the nearest known key for an unknown one."""
     # pydantic puts the tag of a union ("file", "students") into the location; a reader never wrote it
     location = [str(x) for x in error["loc"]]
     if error["type"] == "extra_forbidden":
-        model: Any = Experiment
+        model: Any = root
         path: list[str] = []
         for step in location[:-1]:
             model, written = _descend(model, step)
             path += [step] if written else []
         known = list(model.model_fields) if isinstance(model, type) and issubclass(model, Section) else []
         return f"{'.'.join([*path, location[-1]])}: unknown key{_nearest(location[-1], known)}"
-    model, path = Experiment, []
+    model, path = root, []
     for step in location:
         model, written = _descend(model, step)
         path += [step] if written else []

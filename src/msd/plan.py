@@ -102,7 +102,7 @@ class Plan:
         self.features = self._sourced("classifier", "features", experiment.evaluation.features)
         self.judge = self._sourced("classifier", "judge", experiment.evaluation.judge)
         self.variants = {name: self._variant(name) for name in experiment.variants}
-        measure = _dump(experiment.evaluation, exclude={"features", "judge", "latency_repeats", "gallery_columns"})
+        measure = {"images": experiment.evaluation.images, "neighbours": experiment.evaluation.neighbours}
         self.floor = self._node("floor", "evaluation", "real-data", measure, self._judges(), "metric floor")
         self.latency = self._node(
             "latency",

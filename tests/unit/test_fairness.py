@@ -86,7 +86,8 @@ def test_the_same_images_per_student(plan: Plan, one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("single-matched-compute", "msd4"), ("msd4-equal-total", "single"), ("msd4-equal-total", "single")]
+    ("one", "other"),
+    [("single-matched-compute", "msd4"), ("msd4-equal-total", "single")],
 )
 def test_the_same_images_in_total(plan: Plan, one: str, other: str) -> None:
     for stage in ("dm", "adm"):

@@ -83,7 +83,9 @@ def test_one_rows_learning_rate_changes_that_rows_students_only() -> None:
 
 def test_explicit_parts_are_part_of_the_path() -> None:
     row = "variants={{a: {{students: 2, partition: {{kind: explicit, parts: {}}}}}}}"
-    one, other = (plan(row.format(parts)).variant("a") for parts in ("[[0,1,2,3,4],[5,6,7,8,9]]", "[[0,1,2,3,5],[4,6,7,8,9]]"))
+    one, other = (
+        plan(row.format(parts)).variant("a") for parts in ("[[0,1,2,3,4],[5,6,7,8,9]]", "[[0,1,2,3,5],[4,6,7,8,9]]")
+    )
     assert one.partition is not None
     assert other.partition is not None
     assert one.partition.settings["parts"] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
@@ -129,7 +131,11 @@ def test_find_names_the_node_or_says_what_to_do() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(("nobody", 0, "dm"), "msd4-small"), (("msd4", 4, "dm"), "has no student 4"), (("msd4", 0, "tsm"), "no stage 'tsm'")],
+    [
+        (("nobody", 0, "dm"), "msd4-small"),
+        (("msd4", 4, "dm"), "has no student 4"),
+        (("msd4", 0, "tsm"), "no stage 'tsm'"),
+    ],
 )
 def test_student_that_there_is_not(arguments: tuple[str, int, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):

@@ -1,27 +1,17 @@
-"""Files are whole or not there, manifests prove them, and one process at a time writes."""
+"""Files are whole or not there, and manifests prove them."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from msd import store
 from msd.errors import DamagedFileError, MissingFileError
 from msd.store import Manifest
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from msd.store import one_writer
-with one_writer(Path(sys.argv[1]), on_wait=lambda: print("waits", flush=True)):
-    print("holds", flush=True)
-    time.sleep(float(sys.argv[2]))
-"""
 
 
 def files_in(folder: Path) -> list[str]:
@@ -34,14 +24,10 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-def hold(folder: Path, seconds: float) -> subprocess.Popen[str]:
-    """Another process that takes the folder."""
-    return subprocess.Popen([sys.executable, "-c", HOLD, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True)
-
-
-def said(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
+def fail(f: IO[str]) -> None:
+    f.write("half of the new")
+    f.flush()
+    raise OSError("disk full")
 
 
 def test_digest_is_of_the_value_not_of_the_order() -> None:
@@ -69,9 +55,7 @@ def test_atomic_write_leaves_the_old_file_after_an_exception(tmp_path: Path) -> 
     path = tmp_path / "file"
     path.write_text("old")
     with pytest.raises(OSError, match="disk full"), store.atomic_write(path) as f:
-        f.write("half of the new")
-        f.flush()
-        raise OSError("disk full")
+        fail(f)
     assert path.read_text() == "old"
     assert files_in(tmp_path) == ["file"]
 
@@ -83,15 +67,11 @@ def test_write_with_keeps_the_ending_and_the_old_file(tmp_path: Path) -> None:
         seen.append(temporary)
         temporary.write_text("new")
 
-    def fail(temporary: Path) -> None:
-        temporary.write_text("half")
-        raise OSError("disk full")
-
     store.write_with(path, write)
     assert seen[0] != path
     assert seen[0].suffix == ".safetensors"
     with pytest.raises(OSError, match="disk full"):
-        store.write_with(path, fail)
+        store.write_with(path, lambda temporary: fail(temporary.open("w")))
     assert path.read_text() == "new"
     assert files_in(tmp_path) == ["weights.safetensors"]
 
@@ -174,27 +154,6 @@ def test_file_that_is_no_manifest(content: str, tmp_path: Path) -> None:
         Manifest.read(path)
     assert damaged.value.where == str(path)
     assert damaged.value.todo
-
-
-def test_second_process_waits_for_the_first(tmp_path: Path) -> None:
-    first = hold(tmp_path, 1.0)
-    assert said(first) == "holds"
-    second = hold(tmp_path, 0.0)
-    assert said(second) == "waits"
-    assert said(second) == "holds"
-    assert first.wait(5) == 0
-    assert second.wait(5) == 0
-
-
-def test_kill_9_releases_the_folder(tmp_path: Path) -> None:
-    holder = hold(tmp_path, 600)
-    assert said(holder) == "holds"
-    holder.kill()
-    holder.wait(5)
-    waited = []
-    with store.one_writer(tmp_path, on_wait=lambda: waited.append(1)):
-        pass
-    assert not waited
 
 
 def test_link_is_relative_and_replaced(tmp_path: Path) -> None:

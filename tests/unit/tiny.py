@@ -1,4 +1,4 @@
-"""Small real parts for tests: networks that run in milliseconds, settings of a few updates, images that are labelled."""
+"""Small real parts for tests: networks that run in milliseconds, stages of a few updates, images that are labelled."""
 
 from __future__ import annotations
 
@@ -74,9 +74,8 @@ def tsm_step(seed: int = 0) -> TsmStep:
 
 def dm_step(seed: int = 0, part: tuple[int, ...] = (1, 2), regression: bool = False, **changes: Any) -> DmStep:
     settings = config.Dm.model_validate(STAGE | {"regression": REGRESSION if regression else None} | changes)
-    return DmStep(
-        network(2), network(1), network(3), torch.tensor(part), settings, Draws(seed), pairs=pairs() if regression else None
-    )
+    further = {"pairs": pairs()} if regression else {}
+    return DmStep(network(2), network(1), network(3), torch.tensor(part), settings, Draws(seed), **further)
 
 
 def adm_step(seed: int = 0, part: tuple[int, ...] = (1, 2), **changes: Any) -> AdmStep:

@@ -5,20 +5,18 @@ They are two networks so that the judge has no share in the distance. Both are t
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msd import config
 from msd.data.archive import LabelledImages, to_float
 from msd.draws import Draws, stream_seed
-from msd.networks.files import read_safetensors
-from msd.store import write_with
+from msd.errors import DamagedFileError
+from msd.networks.files import fill, read_safetensors
 from msd.training.step import Updater, minimise
 
 FORMAT = "msd-classifier-1"
@@ -112,9 +110,8 @@ def new_classifier(data: LabelledImages, settings: config.ClassifierTraining) ->
 
 def save_classifier(net: Classifier, path: Path) -> None:
     """Write a classifier atomically."""
-    metadata = {"format": FORMAT, "description": json.dumps(net.description, sort_keys=True)}
     tensors = {name: t.detach().contiguous() for name, t in net.state_dict().items()}
-    write_with(path, lambda p: save_file(tensors, p, metadata=metadata))
+    write_safetensors(path, tensors, FORMAT, net.description)
 
 
 def load_classifier(path: Path | str) -> Classifier:
@@ -124,10 +121,13 @@ def load_classifier(path: Path | str) -> Classifier:
         MissingFileError, DamagedFileError.
     """
     tensors, description = read_safetensors(Path(path), FORMAT)
-    net = Classifier(
-        tuple(description["image_shape"]), description["num_classes"], description["width"], description["features"]
-    )
-    net.load_state_dict(tensors)
+    try:
+        net = Classifier(
+            tuple(description["image_shape"]), description["num_classes"], description["width"], description["features"]
+        )
+    except (KeyError, TypeError, ValueError) as e:
+        raise DamagedFileError("A weights file describes no classifier.", where=str(path), why=str(e)) from None
+    fill(net, tensors, path)
     return net.eval().requires_grad_(False)
 
 

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from msd.config import Network
 from msd.errors import DamagedFileError, MissingFileError
 from msd.networks.adm import ADMUNet
 from msd.networks.precond import EDMPrecond
-from msd.store import write_with
+from msd.store import canonical_json, write_with
 
 FORMAT = "msd-network-1"
+METADATA_KEY = "msd"
 
 
 def build_network(
@@ -58,8 +60,7 @@ def build_network(
 def save_network(net: EDMPrecond, path: Path) -> None:
     """Write weights (as they are) and architecture to one safetensors file, atomically."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
-    metadata = {"format": FORMAT, "description": json.dumps(net.description, sort_keys=True)}
-    write_with(Path(path), lambda p: save_file(tensors, p, metadata=metadata))
+    write_safetensors(Path(path), tensors, FORMAT, net.description)
 
 
 def load_network(path: Path | str) -> EDMPrecond:
@@ -70,17 +71,36 @@ def load_network(path: Path | str) -> EDMPrecond:
         DamagedFileError: truncated, not a network of this format, or weights that do not fit the architecture.
     """
     tensors, description = read_safetensors(Path(path), FORMAT)
-    net = build_network(
-        Network.model_validate(description["network"]),
-        image_shape=tuple(description["image_shape"]),
-        num_conditions=description["num_conditions"],
-        seed=0,
-    )
+    try:
+        net = build_network(
+            Network.model_validate(description["network"]),
+            image_shape=tuple(description["image_shape"]),
+            num_conditions=description["num_conditions"],
+            seed=0,
+        )
+    except (KeyError, TypeError, ValueError) as e:
+        raise DamagedFileError("A weights file describes no network.", where=str(path), why=str(e)) from None
+    fill(net, tensors, path)
+    return net.eval().requires_grad_(False)
+
+
+def fill(net: nn.Module, tensors: dict[str, torch.Tensor], path: Path | str) -> None:
+    """Set the weights of ``net`` to those read from ``path``.
+
+    Raises:
+        DamagedFileError: they do not fit.
+    """
     try:
         net.load_state_dict(tensors)
     except RuntimeError as e:
         raise DamagedFileError("Weights do not fit the architecture in the file.", where=str(path), why=str(e)) from None
-    return net.eval().requires_grad_(False)
+
+
+def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], file_format: str, description: Any) -> None:
+    """Write tensors with their format and description, atomically; equal content gives equal bytes."""
+    # one key: safetensors writes several in random order
+    metadata = {METADATA_KEY: canonical_json({"format": file_format, "description": description})}
+    write_with(path, lambda p: save_file(tensors, p, metadata=metadata))
 
 
 def read_safetensors(path: Path, file_format: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -93,7 +113,7 @@ def read_safetensors(path: Path, file_format: str) -> tuple[dict[str, torch.Tens
         raise MissingFileError("A weights file does not exist.", where=str(path))
     try:
         with safe_open(path, framework="pt") as f:
-            metadata = f.metadata() or {}
+            metadata = json.loads((f.metadata() or {}).get(METADATA_KEY, "{}"))
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, RuntimeError) as e:
         raise DamagedFileError("A weights file cannot be read.", where=str(path), why=str(e)) from None
@@ -103,4 +123,7 @@ def read_safetensors(path: Path, file_format: str) -> tuple[dict[str, torch.Tens
             where=str(path),
             why=f"format is {metadata.get('format')!r}, expected {file_format!r}",
         )
-    return tensors, json.loads(metadata["description"])
+    try:
+        return tensors, metadata["description"]
+    except (KeyError, ValueError) as e:
+        raise DamagedFileError("A weights file lacks its description.", where=str(path), why=str(e)) from None

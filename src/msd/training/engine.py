@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
@@ -70,7 +71,13 @@ def train(step: Step, folder: Path, schedule: Schedule, progress: Progress = lam
     if state is not None:
         step.load_state_dict(state["step"])
         nimg, before = state["nimg"], state["seconds"]
-    journal.write("start", nimg=nimg, images=schedule.images, threads=torch.get_num_threads())
+    journal.write(
+        "start",
+        nimg=nimg,
+        images=schedule.images,
+        threads=torch.get_num_threads(),
+        slurm_job_id=os.environ.get("SLURM_JOB_ID"),
+    )
     began = time.monotonic()
 
     def save() -> None:

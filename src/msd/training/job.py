@@ -6,6 +6,7 @@ The declared output is a manifest, written last. Two jobs of one identity train 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def run_job(job: Job, compute: Compute, progress: Progress) -> store.Manifest:
             step = job.make_step()
             schedule = Schedule(job.images, compute.log_every_updates, compute.checkpoint_every_updates)
             outcome = train(step, folder, schedule, progress)
-            files = job.export(step, folder) | {"journal": folder / "events.jsonl"}
+            files = job.export(step, folder)
             finished = {
                 "files": {name: store.file_record(path, folder) for name, path in files.items()},
                 "results": {
@@ -78,13 +79,17 @@ def run_job(job: Job, compute: Compute, progress: Progress) -> store.Manifest:
                 },
             }
             store.write_json(folder / "finished.json", finished)
+    # beside the manifest, because the state stays on this machine when results are shared
+    shared_journal = job.node.manifest.parent / "events.jsonl"
+    store.write_with(shared_journal, lambda p: shutil.copyfile(folder / "events.jsonl", p))
     return store.Manifest.write(
         job.node.manifest,
         kind=job.node.kind,
         identity=identity,
         settings=job.node.settings,
         inputs=job.node.input_paths,
-        files={name: folder / record["path"] for name, record in finished["files"].items()},
+        files={name: folder / record["path"] for name, record in finished["files"].items()}
+        | {"journal": shared_journal},
         results={**job.results, **finished["results"]},
     )
 

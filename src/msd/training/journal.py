@@ -17,7 +17,14 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "events.jsonl"
+        self._end_cut_line()
         self.attempt = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{secrets.token_hex(2)}"
+
+    def _end_cut_line(self) -> None:
+        """A crash may have cut the last line off: end it, or this attempt's first event would be lost with it."""
+        with open(self.path, "ab+") as f:
+            if f.tell() and os.pread(f.fileno(), 1, f.tell() - 1) != b"\n":
+                f.write(b"\n")
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event."""

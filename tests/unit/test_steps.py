@@ -1,0 +1,168 @@
+"""Who learns: each update moves its own networks only, and the state holds all that moves."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny import BATCH, adm_step, copies, dm_step, moved, tensors, tsm_step
+
+from msd.distill import dm
+from msd.distill.dm import DmStep
+from msd.draws import Draws
+
+RATIO = 3
+Make = Callable[..., DmStep]
+both = pytest.mark.parametrize("make", [dm_step, adm_step], ids=["dm", "adm"])
+
+
+def networks(step: DmStep) -> dict[str, torch.nn.Module]:
+    """Every network that a step holds, by role."""
+    held = {"student": step.student, "teacher": step.teacher, "fake_score": step.fake_score}
+    discriminator = getattr(step, "discriminator", None)
+    return held | ({"discriminator": discriminator} if discriminator is not None else {})
+
+
+def moved_by(step: DmStep, update: Callable[[], Any]) -> dict[str, set[str]]:
+    """Role → names of the parameters that ``update`` moves."""
+    before = {role: copies(net) for role, net in networks(step).items()}
+    update()
+    return {role: names for role, net in networks(step).items() if (names := moved(net, before[role]))}
+
+
+def images_and_conditions(step: DmStep) -> tuple[torch.Tensor, torch.Tensor]:
+    noise = Draws(9).normal("noise", 0, (BATCH, *step.student.image_shape))
+    cond = step.part[torch.arange(BATCH) % len(step.part)]
+    return step.student.generate(noise, cond), cond
+
+
+@both
+def test_student_update_moves_the_student_only(make: Make) -> None:
+    step = make()
+    x, cond = images_and_conditions(step)
+    found = moved_by(step, lambda: step._update_student(x, cond, 0))
+    assert found.keys() == {"student"}
+    assert all(not p.requires_grad or p.grad is None for p in step.fake_score.parameters())
+
+
+@both
+def test_critic_update_moves_the_critics_only(make: Make) -> None:
+    step = make()
+    x, cond = images_and_conditions(step)
+    found = moved_by(step, lambda: step._update_critic(x.detach(), cond, 0))
+    assert found.keys() == networks(step).keys() - {"student", "teacher"}
+
+
+def test_every_weight_of_the_student_learns() -> None:
+    step = dm_step(part=(0, 1, 2, 3))
+    x, cond = images_and_conditions(step)
+    found = moved_by(step, lambda: step._update_student(x, cond, 0))
+    assert found["student"] == set(dict(step.student.named_parameters()))
+
+
+def test_discriminator_gradient_reaches_the_fake_scores_encoder_only() -> None:
+    step = adm_step(discriminator_weight=1e3)
+    x, cond = images_and_conditions(step)
+    logits = step._logits(x.detach(), cond, "critic", 0)
+    logits.sum().backward()
+    reached = {name for name, p in step.fake_score.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any(name.startswith("model.enc.") for name in reached)
+    assert not any(name.startswith("model.dec.") for name in reached)
+
+
+def test_adversarial_term_reaches_the_student() -> None:
+    step = adm_step()
+    x, cond = images_and_conditions(step)
+    with dm.frozen(step.fake_score, step.discriminator):
+        terms, _ = step._student_terms(x, cond, 0)
+        terms["adversarial"].backward()
+    assert any(p.grad is not None and p.grad.any() for p in step.student.parameters())
+    assert not any(p.grad is not None for p in step.discriminator.parameters())
+
+
+@both
+def test_gradient_flags_are_as_before(make: Make) -> None:
+    step = make()
+    step(0)
+    flags = {role: {p.requires_grad for p in net.parameters()} for role, net in networks(step).items()}
+    assert flags.pop("teacher") == {False}
+    assert all(flag == {True} for flag in flags.values())
+
+
+def test_frozen_gives_the_flags_back_after_an_error() -> None:
+    net = torch.nn.Linear(1, 1)
+    with pytest.raises(ZeroDivisionError), dm.frozen(net):
+        _ = 1 / int(net.weight.requires_grad)
+    assert net.weight.requires_grad
+
+
+@both
+def test_teacher_never_moves_and_all_others_do(make: Make) -> None:
+    step = make()
+    found = moved_by(step, lambda: step(0))
+    assert found.keys() == networks(step).keys() - {"teacher"}
+
+
+@both
+@pytest.mark.parametrize("ratio", [1, RATIO])
+def test_two_time_scales(make: Make, ratio: int) -> None:
+    step = make(two_time_scale_ratio=ratio)
+    for start in (0, BATCH):
+        step(start)
+    assert step.student_updater.updates == 2
+    assert [u.updates for u in step._critic_updaters()] == [2 * ratio] * (len(networks(step)) - 2)
+
+
+def test_regression_pulls_towards_the_pairs() -> None:
+    plain, pulled = dm_step(), dm_step(regression=True)
+    x, cond = images_and_conditions(pulled)
+    terms, values = pulled._student_terms(x, cond, 0)
+    assert terms.keys() == {"dm", "regression"}
+    assert terms["regression"] == 0.5 * values["regression_loss"]
+    with torch.no_grad():
+        first = float(pulled._regression(0))
+    assert plain._student_terms(x, cond, 0)[0].keys() == {"dm"}
+    for start in range(0, 30 * BATCH, BATCH):
+        pulled(start)
+    with torch.no_grad():
+        assert float(pulled._regression(0)) < first
+
+
+def test_average_starts_where_it_is_told() -> None:
+    step = adm_step()
+    assert moved(step.ema.net, copies(step.student))
+    assert not moved(dm_step().ema.net, copies(dm_step().student))
+
+
+@both
+def test_journal_values_are_the_agreed_ones(make: Make) -> None:
+    values = make()(0)
+    common = {"dm_loss", "fake_score_loss", "student_gradient_norm", "fake_score_gradient_norm", "dm_gradient_mean_abs"}
+    further = {"generator_adversarial_loss", "discriminator_loss", "logits_real", "logits_fake"}
+    assert values.keys() == common | (further if make is adm_step else set())
+    assert all(v.ndim == 0 and torch.isfinite(v) for v in values.values())
+
+
+def test_tsm_moves_the_student_towards_the_teacher() -> None:
+    step = tsm_step()
+    before = copies(step.teacher)
+    losses = [float(step(start)["loss"]) for start in range(0, 60 * BATCH, BATCH)]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    assert not moved(step.teacher, before)
+
+
+@pytest.mark.parametrize("make", [dm_step, adm_step, tsm_step], ids=["dm", "adm", "tsm"])
+def test_state_holds_everything_that_a_step_moves(make: Callable[..., Any]) -> None:
+    step, other = make(), make()
+    step(0)
+    other.load_state_dict(copy.deepcopy(step.state_dict()))  # as from a file
+    after, restored = (tensors(s.state_dict()) for s in (step, other))
+    assert after.keys() == restored.keys()
+    assert all(torch.equal(t, restored[name]) for name, t in after.items())
+    step(BATCH)
+    other(BATCH)
+    after, restored = (tensors(s.state_dict()) for s in (step, other))
+    assert all(torch.equal(t, restored[name]) for name, t in after.items())
