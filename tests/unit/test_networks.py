@@ -16,7 +16,7 @@ from msd.errors import DamagedFileError, MissingFileError
 from msd.networks import load_network, save_network
 from msd.networks.adm import group_norm
 from msd.networks.discriminator import Discriminator
-from msd.networks.files import FORMAT, build_network
+from msd.networks.files import FORMAT, METADATA_KEY, build_network, write_safetensors
 
 
 def batch(count: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -72,7 +72,7 @@ def spoil_no_format(path: Path) -> None:
 
 
 def spoil_other_format(path: Path) -> None:
-    save_file(load_file(path), path, metadata={"format": "msd-classifier-1", "description": "{}"})
+    write_safetensors(path, load_file(path), "msd-classifier-1", {})
 
 
 def spoil_missing_tensor(path: Path) -> None:
@@ -107,11 +107,23 @@ def test_spoilt_file_is_one_clear_error(spoil: Callable[[Path], None], saved: Pa
     assert damaged.value.why
 
 
-@pytest.mark.parametrize("content", ["{}", "not json", '{"network": {"model_chanels": 8}}'])
-def test_description_that_describes_nothing(content: str, saved: Path) -> None:
-    save_file(load_file(saved), saved, metadata={"format": FORMAT, "description": content})
+@pytest.mark.parametrize("description", [{}, [], {"network": {"model_chanels": 8}}])
+def test_description_that_describes_nothing(description: object, saved: Path) -> None:
+    write_safetensors(saved, load_file(saved), FORMAT, description)
     with pytest.raises(DamagedFileError):
         load_network(saved)
+
+
+@pytest.mark.parametrize("text", ["not json", "[]", "{}"])
+def test_metadata_that_say_nothing(text: str, saved: Path) -> None:
+    save_file(load_file(saved), saved, metadata={METADATA_KEY: text})
+    with pytest.raises(DamagedFileError):
+        load_network(saved)
+
+
+def test_equal_content_gives_equal_bytes(saved: Path, tmp_path: Path) -> None:
+    save_network(load_network(saved), tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == saved.read_bytes()
 
 
 def test_weights_are_a_function_of_the_seed() -> None:

@@ -16,7 +16,7 @@ from msd import config
 from msd.data.archive import LabelledImages, to_float
 from msd.draws import Draws, stream_seed
 from msd.errors import DamagedFileError
-from msd.networks.files import fill, read_safetensors
+from msd.networks.files import fill, read_safetensors, write_safetensors
 from msd.training.step import Updater, minimise
 
 FORMAT = "msd-classifier-1"

@@ -21,9 +21,7 @@ FORMAT = "msd-network-1"
 METADATA_KEY = "msd"
 
 
-def build_network(
-    network: Network, *, image_shape: tuple[int, int, int], num_conditions: int, seed: int
-) -> EDMPrecond:
+def build_network(network: Network, *, image_shape: tuple[int, int, int], num_conditions: int, seed: int) -> EDMPrecond:
     """A freshly initialised network; its weights are a function of ``seed`` alone.
 
     Args:
@@ -93,7 +91,9 @@ def fill(net: nn.Module, tensors: dict[str, torch.Tensor], path: Path | str) -> 
     try:
         net.load_state_dict(tensors)
     except RuntimeError as e:
-        raise DamagedFileError("Weights do not fit the architecture in the file.", where=str(path), why=str(e)) from None
+        raise DamagedFileError(
+            "Weights do not fit the architecture in the file.", where=str(path), why=str(e)
+        ) from None
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], file_format: str, description: Any) -> None:
@@ -115,15 +115,11 @@ def read_safetensors(path: Path, file_format: str) -> tuple[dict[str, torch.Tens
         with safe_open(path, framework="pt") as f:
             metadata = json.loads((f.metadata() or {}).get(METADATA_KEY, "{}"))
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, RuntimeError) as e:
+    except (SafetensorError, OSError, RuntimeError, ValueError) as e:
         raise DamagedFileError("A weights file cannot be read.", where=str(path), why=str(e)) from None
-    if metadata.get("format") != file_format:
+    found = metadata.get("format") if isinstance(metadata, dict) else None
+    if found != file_format:
         raise DamagedFileError(
-            "A weights file has another format.",
-            where=str(path),
-            why=f"format is {metadata.get('format')!r}, expected {file_format!r}",
+            "A weights file has another format.", where=str(path), why=f"format is {found!r}, expected {file_format!r}"
         )
-    try:
-        return tensors, metadata["description"]
-    except (KeyError, ValueError) as e:
-        raise DamagedFileError("A weights file lacks its description.", where=str(path), why=str(e)) from None
+    return tensors, metadata.get("description", {})
