@@ -218,9 +218,7 @@ class Explicit(Section):
     parts: list[list[int]]
 
 
-PartitionSpec: TypeAlias = Annotated[
-    Consecutive | Random | BalancedKMeans | Explicit, Field(discriminator="kind")
-]
+PartitionSpec: TypeAlias = Annotated[Consecutive | Random | BalancedKMeans | Explicit, Field(discriminator="kind")]
 StageName: TypeAlias = Literal["dm", "adm"]
 
 
@@ -291,15 +289,13 @@ class Experiment(Section):
         return Recipe.model_validate(_merge(self.recipe.model_dump(mode="json"), variant.recipe))
 
 
-def load(
-    params: Path | str, configfiles: Sequence[Path | str] = (), overrides: Sequence[str] = ()
-) -> Experiment:
+def load(params: Path | str, configfiles: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -> Experiment:
     """Resolve params.yaml, then overlays in order, then ``KEY=VALUE`` settings. The rules and ``msd`` both call this.
 
     Args:
         params: the base file.
         configfiles: overlays, as given to ``snakemake --configfile``.
-        overrides: ``a.b=value`` or ``a={b: value}`` with YAML values, as given to ``snakemake --config``.
+        overrides: ``a.b=value`` or ``a={b: value}`` with YAML values, as given to ``msd --config``.
 
     Raises:
         MissingFileError: one of the files does not exist.
@@ -351,6 +347,23 @@ def _parse_override(text: str) -> dict[str, Any]:
     for name in reversed(key.split(".")):
         parsed = {name: parsed}
     return parsed
+
+
+def as_settings(config: Mapping[str, Any]) -> list[str]:
+    """What ``snakemake --config`` was given, as ``KEY=VALUE`` settings.
+
+    Snakemake has parsed the values, but read every scalar below the first level as text: null, say, as "null".
+    """
+    return [f"{key}={_flow(value)}" for key, value in config.items()]
+
+
+def _flow(value: Any) -> str:
+    """YAML's flow style, with scalars as they were written."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    return "null" if value is None else str(value)
 
 
 class _SafeLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]

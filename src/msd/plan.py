@@ -176,7 +176,9 @@ class Plan:
         try:
             return self.variants[name]
         except KeyError:
-            raise ConfigError(f"There is no variant {name!r}.", todo=f"Choose from {', '.join(self.variants)}.") from None
+            raise ConfigError(
+                f"There is no variant {name!r}.", todo=f"Choose from {', '.join(self.variants)}."
+            ) from None
 
     def _walk(self) -> Iterator[Node]:
         pending = [v.evaluation for v in self.variants.values()] + [self.floor, self.latency]

@@ -56,7 +56,9 @@ def head() -> Discriminator:
     return head
 
 
-def noised(golden: dict[str, torch.Tensor], x: torch.Tensor, prefix: str, i: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def noised(
+    golden: dict[str, torch.Tensor], x: torch.Tensor, prefix: str, i: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     sigma = golden["karras_sigmas"][golden[f"{prefix}.timesteps{i}"]]
     return x + sigma.reshape(-1, 1, 1, 1) * golden[f"{prefix}.noise{i}"], sigma
 

@@ -55,6 +55,16 @@ def test_environment_yml_installs_the_lock() -> None:
 
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_notebooks_run(notebook: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "nbconvert", "--to", "html", "--execute", str(notebook), "--output-dir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "nbconvert",
+        "--to",
+        "html",
+        "--execute",
+        str(notebook),
+        "--output-dir",
+        str(tmp_path),
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=180)
     assert "<img" in (tmp_path / f"{notebook.stem}.html").read_text()

@@ -113,7 +113,9 @@ def register(commands: Any) -> None:
     p.add_argument("--reference", action="store_true", help="print the page that explains every key instead")
     add_configuration(p)
 
-    p = add("bundle", bundle, "collect a variant's students, partition and router in one folder", ["msd bundle msd4 out/"])
+    p = add(
+        "bundle", bundle, "collect a variant's students, partition and router in one folder", ["msd bundle msd4 out/"]
+    )
     p.add_argument("variant")
     p.add_argument("out", type=Path)
     add_configuration(p)
@@ -122,7 +124,10 @@ def register(commands: Any) -> None:
         "sample",
         sample,
         "draw images of a class by the student that owns it",
-        ["msd sample --variant msd4 --class 3 --n 16 --out three.png", "msd sample --bundle out/ --class 3 --out three.png"],
+        [
+            "msd sample --variant msd4 --class 3 --n 16 --out three.png",
+            "msd sample --bundle out/ --class 3 --out three.png",
+        ],
     )
     p.add_argument("--variant", help="a variant of the configuration")
     p.add_argument("--bundle", type=Path, help="or: a folder written by `msd bundle`")
@@ -142,12 +147,19 @@ def register(commands: Any) -> None:
     p.add_argument("out", type=Path)
     add_configuration(p)
 
-    p = add("report", report, "write the ablation table, the figures and report.html", ["msd report", "msd report --show"])
+    p = add(
+        "report", report, "write the ablation table, the figures and report.html", ["msd report", "msd report --show"]
+    )
     p.add_argument("--show", action="store_true", help="print the table that is there")
     p.add_argument("--readme", action="store_true", help="renew README.md's table and picture from the report")
     add_configuration(p)
 
-    p = add("track", track, "project the journals and manifests into MLflow", ["msd track", "msd track --uri sqlite:///x.db"])
+    p = add(
+        "track",
+        track,
+        "project the journals and manifests into MLflow",
+        ["msd track", "msd track --uri sqlite:///x.db"],
+    )
     p.add_argument("--uri", help="MLflow tracking URI (default: sqlite, ./mlflow.db)")
     add_configuration(p)
 

@@ -77,7 +77,9 @@ def prepare(settings: Data, out: Path) -> Manifest:
     for half, chosen in zip(HALVES, (~mask, mask), strict=True):
         if not chosen.any():
             raise DataError(
-                f"The {half} half of the data is empty.", where="data.evaluation_share", why=str(settings.evaluation_share)
+                f"The {half} half of the data is empty.",
+                where="data.evaluation_share",
+                why=str(settings.evaluation_share),
             )
         for name, array in (("images", images[chosen]), ("labels", labels[chosen])):
             files[f"{half}-{name}"] = path = out.parent / f"{half}-{name}.npy"

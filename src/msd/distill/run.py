@@ -129,7 +129,11 @@ def _networks(inputs: _Inputs) -> tuple[EDMPrecond, EDMPrecond, EDMPrecond, torc
     if inputs.node.kind == "adm":
         student, fake_score = inputs.network("before", "student_raw"), inputs.network("before", "fake_score")
     else:
-        student = inputs.network("before", "student") if "before" in inputs.manifests else inputs.network("teacher", "weights")
+        student = (
+            inputs.network("before", "student")
+            if "before" in inputs.manifests
+            else inputs.network("teacher", "weights")
+        )
         fake_score = inputs.network("teacher", "weights")  # also for a smaller student (PAPER §2)
     return student, teacher, fake_score, torch.tensor(inputs.part())
 

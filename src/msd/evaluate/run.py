@@ -52,7 +52,11 @@ def sample(
 
 
 def _score(
-    images: NDArray[np.uint8], asked: NDArray[np.int64], reference: LabelledImages, node: Node, judges: dict[str, Manifest]
+    images: NDArray[np.uint8],
+    asked: NDArray[np.int64],
+    reference: LabelledImages,
+    node: Node,
+    judges: dict[str, Manifest],
 ) -> dict[str, Any]:
     features, judge = judges["features"].file("weights"), judges["judge"].file("weights")
     share, per_class = asked_class_share(images, asked, load_classifier(judge))
@@ -114,11 +118,11 @@ def evaluate_floor(node: Node) -> Manifest:
     inputs = {role: Manifest.read(n.manifest) for role, n in node.inputs.items()}
     real, reference = open_half(inputs["data"], "train"), open_half(inputs["data"], "evaluation")
     count = min(node.settings["images"], len(real.images))
-    chosen = np.concatenate([np.flatnonzero(real.labels == c)[: count // real.num_classes] for c in range(real.num_classes)])
-    results = _score(np.asarray(real.images[chosen]), real.labels[chosen], reference, node, inputs)
-    return Manifest.write(
-        node.manifest, kind="floor", settings=node.settings, inputs=node.input_paths, results=results
+    chosen = np.concatenate(
+        [np.flatnonzero(real.labels == c)[: count // real.num_classes] for c in range(real.num_classes)]
     )
+    results = _score(np.asarray(real.images[chosen]), real.labels[chosen], reference, node, inputs)
+    return Manifest.write(node.manifest, kind="floor", settings=node.settings, inputs=node.input_paths, results=results)
 
 
 def measure_latency(node: Node, compute: Compute) -> Manifest:

@@ -27,9 +27,7 @@ class TeacherStep:
         draws: random streams.
     """
 
-    def __init__(
-        self, net: Backbone, data: LabelledImages, settings: config.TeacherTraining, draws: Draws
-    ) -> None:
+    def __init__(self, net: Backbone, data: LabelledImages, settings: config.TeacherTraining, draws: Draws) -> None:
         self.net, self.data, self.settings, self.draws = net.train().requires_grad_(True), data, settings, draws
         self.batch_size = settings.batch_size
         self.updater = Updater(net, settings.optimizer)

@@ -62,7 +62,9 @@ def run_job(job: Job, compute: Compute, progress: Progress) -> store.Manifest:
     torch.set_num_threads(compute.threads)
     identity = store.digest({"kind": job.node.kind, **job.identity})
     folder = job.node.root / "state" / f"{job.node.kind}-{identity[:IDENTITY_LENGTH]}"
-    with store.one_writer(folder, on_wait=lambda: print(f"{job.node.label}: another job trains it; waiting", flush=True)):
+    with store.one_writer(
+        folder, on_wait=lambda: print(f"{job.node.label}: another job trains it; waiting", flush=True)
+    ):
         finished = _read_finished(folder)
         if finished is None:
             step = job.make_step()
