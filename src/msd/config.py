@@ -153,7 +153,7 @@ ClassifierSource: TypeAlias = Annotated[
 
 
 class Tsm(Training):
-    """Teacher score matching, only for networks other than the teacher's (PAPER §2)."""
+    """Teacher score matching, only for networks other than the teacher's (MSD, arXiv 2410.23274)."""
 
     optimizer: Optimizer
     noise: NoiseDistribution = NoiseDistribution(high_sigma_share=0.25)
@@ -378,7 +378,7 @@ _SafeLoader.add_implicit_resolver(
 
 
 def _merge(base: Any, overlay: Any) -> Any:
-    """Overlay mappings key by key. ``variants``, and a block whose ``source`` or ``kind`` changes, are replaced whole."""
+    """Overlay mappings key by key; ``variants``, and a block whose ``source`` or ``kind`` changes, replace the old."""
     if not (isinstance(base, Mapping) and isinstance(overlay, Mapping)):
         return overlay
     if any(tag in overlay and overlay[tag] != base.get(tag) for tag in ("source", "kind")):
@@ -401,7 +401,7 @@ def _cross_check(experiment: Experiment) -> list[str]:
         where = f"variants.{name}"
         if variant.network != TEACHER and variant.network not in experiment.networks:
             known = [TEACHER, *experiment.networks]
-            problems.append(f"{where}.network: no network {variant.network!r}{_nearest(variant.network, known)}")
+            problems.append(f"{where}.network: no network {variant.network!r}{nearest(variant.network, known)}")
         if isinstance(variant.partition, Explicit) and len(variant.partition.parts) != variant.students:
             problems.append(
                 f"{where}.partition.parts: {len(variant.partition.parts)} parts for {variant.students} students"
@@ -435,7 +435,7 @@ def _describe(error: Any, root: type[Section] = Experiment) -> str:
             model, written = _descend(model, step)
             path += [step] if written else []
         known = list(model.model_fields) if isinstance(model, type) and issubclass(model, Section) else []
-        return f"{'.'.join([*path, location[-1]])}: unknown key{_nearest(location[-1], known)}"
+        return f"{'.'.join([*path, location[-1]])}: unknown key{nearest(location[-1], known)}"
     model, path = root, []
     for step in location:
         model, written = _descend(model, step)
@@ -471,7 +471,7 @@ def _unwrap(annotation: Any) -> Any:
     return annotation
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"

@@ -77,7 +77,7 @@ def test_slurm_profile_resolves_and_students_ask_for_a_gpu(copy: WorkingCopy) ->
         assert int(named["mem_mb"]) >= 8000
         assert int(named["runtime"]) >= 60
         assert named["slurm_partition"] == "gpu"
-    assert any("gpu" not in resources.split("slurm_partition")[0] for rule, resources in asked if rule == "report")
+    assert not any("gpu=" in resources for rule, resources in asked if rule in ("data", "partition", "report"))
 
 
 def test_dry_run_costs_little_more_than_an_empty_one(copy: WorkingCopy, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_unknown_key_is_one_clear_message(copy: WorkingCopy) -> None:
 
 def test_settings_on_the_command_line_reach_the_plan(copy: WorkingCopy) -> None:
     """Snakemake hands values over half parsed; null, numbers and lists must arrive as what they are."""
-    setting = "recipe={dm: {images: 12800, regression: null, grid_range: [0, 999]}}"
+    setting = "recipe={dm: {images: 12800, regression: null, grid_range: [0, 999]}, adm: {regression: null}}"
     output = copy.run(
         "students", "--dry-run", "--config", setting, "experiment=other", configfile=None, profile="slurm"
     )

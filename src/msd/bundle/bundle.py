@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msd.diffusion import heun
-from msd.networks import Backbone, load_network
+from msd.networks import Backbone, load_network, sample_teacher
 from msd.partition.router import ClassRouter
 from msd.plan import Node, VariantPlan
 from msd.store import Manifest, link, read_json, write_with
@@ -74,7 +73,7 @@ class Bundle:
     def _draw(self, net: Backbone, noise: Tensor, cond: Tensor) -> Tensor:
         if self.sampler is None:
             return net.generate(noise, cond)
-        return heun(lambda x, sigma: net.denoise(x, sigma, cond), noise, **self.sampler)
+        return sample_teacher(net, noise, cond, self.sampler)
 
 
 def write_bundle(variant: VariantPlan, out: Path) -> Manifest:

@@ -1,4 +1,4 @@
-"""One subcommand per stage of the workflow. Each makes one manifest; the same command starts, resumes or finds it done."""
+"""One subcommand per stage of the workflow. Each makes one manifest; run again, it resumes or finds it done."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def register(commands: Any) -> None:
         parser = commands.add_parser(
             kind,
             help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}. Makes one manifest; run it again to resume or to find it done.",
+            description=f"{summary[0].upper()}{summary[1:]}. Run it again to resume or to find it done.",
             epilog=f"examples:\n  {example}\n  {example} --configfile experiments/smoke.yaml",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

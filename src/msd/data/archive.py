@@ -6,6 +6,7 @@ Training code is only ever handed the training half.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def prepare(settings: Data, out: Path) -> Manifest:
             )
         for name, array in (("images", images[chosen]), ("labels", labels[chosen])):
             files[f"{half}-{name}"] = path = out.parent / f"{half}-{name}.npy"
-            write_with(path, lambda p, a=array: np.save(p, a))
+            write_with(path, partial(np.save, arr=array))
     results = {
         "sha256": source.sha256,
         "num_classes": source.num_classes,

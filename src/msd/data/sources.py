@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from msd.config import _nearest as nearest
+from msd.config import nearest
 from msd.errors import ConfigError, DamagedFileError, DataError, MissingFileError
 
 
@@ -55,8 +55,8 @@ SOURCES: dict[str, Source] = {
 
 def content_sha256(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
     """sha256 over the raw bytes of images, then labels."""
-    h = hashlib.sha256(np.ascontiguousarray(images))
-    h.update(np.ascontiguousarray(labels))
+    h = hashlib.sha256(images.tobytes())
+    h.update(labels.tobytes())
     return h.hexdigest()
 
 

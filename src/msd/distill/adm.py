@@ -1,4 +1,4 @@
-"""Adversarial distribution matching: DM goes on with a discriminator on the fake score's bottleneck (DMD2; PAPER §2).
+"""Adversarial distribution matching: DM goes on with a discriminator on the fake score's bottleneck (DMD2; MSD).
 
 Not to be confused with the ADM UNet. The real images are those of the student's own part.
 """

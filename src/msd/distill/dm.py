@@ -1,7 +1,7 @@
 """Distribution matching: one student update and ``two_time_scale_ratio`` fake-score updates (DMD, DMD2).
 
 The conditions are drawn from the student's own part. The pairs of the regression loss, where it is used, are not
-filtered by part (PAPER §1), so every student keeps the full label input.
+filtered by part (MSD, arXiv 2410.23274), so every student keeps the full label input.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ class DmStep:
 
     def _regression(self, index: int) -> Tensor:
         settings, pairs = self.settings.regression, self.pairs
-        assert settings is not None and pairs is not None
+        assert settings is not None
+        assert pairs is not None
         chosen = self.draws.integers("pairs", index, settings.batch_size, 0, len(pairs.cond))
         noise, cond, y = (t[chosen].to(self.draws.device) for t in (pairs.noise, pairs.cond, pairs.images))
         return regression_loss(self.student.generate(noise, cond), y, settings.metric)

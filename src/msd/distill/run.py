@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from msd.config import Adm, Compute, Dm, Network, Regression, Tsm
+from msd.config import Adm, Compute, Dm, Network, Tsm
 from msd.data.archive import LabelledImages, open_half
-from msd.diffusion import heun
 from msd.distill.adm import AdmStep
 from msd.distill.dm import DmStep, Pairs
 from msd.distill.tsm import TsmStep
 from msd.draws import Draws, noise_of_images, stream_seed
 from msd.errors import ConfigError
-from msd.networks import EDMPrecond, load_network, save_network
+from msd.networks import EDMPrecond, load_network, sample_teacher, save_network
 from msd.networks.discriminator import Discriminator
 from msd.networks.files import build_network
 from msd.plan import Node
@@ -134,7 +133,7 @@ def _networks(inputs: _Inputs) -> tuple[EDMPrecond, EDMPrecond, EDMPrecond, torc
             if "before" in inputs.manifests
             else inputs.network("teacher", "weights")
         )
-        fake_score = inputs.network("teacher", "weights")  # also for a smaller student (PAPER §2)
+        fake_score = inputs.network("teacher", "weights")  # also for a smaller student
     return student, teacher, fake_score, torch.tensor(inputs.part())
 
 
@@ -185,12 +184,7 @@ def make_pairs(node: Node, compute: Compute, progress: Progress) -> Manifest:
         n = min(batch, count - first)
         noise = noise_of_images(seed, first, n, teacher.image_shape)
         cond = torch.arange(first, first + n) % teacher.num_conditions
-        with torch.no_grad():
-            images = heun(
-                lambda x, sigma, c=cond: teacher.denoise(x, sigma, c.to(inputs.device)),
-                noise.to(inputs.device),
-                **settings["sampler"],
-            )
+        images = sample_teacher(teacher, noise.to(inputs.device), cond.to(inputs.device), settings["sampler"])
         for name, value in (("noise", noise), ("images", images.cpu()), ("cond", cond)):
             tensors[name].append(value)
         progress(first + n, count, {})

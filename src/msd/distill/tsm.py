@@ -1,4 +1,4 @@
-"""Teacher score matching: a network of another size learns the teacher's denoiser before it is distilled (PAPER §2)."""
+"""Teacher score matching: a network of another size first learns the teacher's denoiser (MSD, arXiv 2410.23274)."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Classifier(nn.Module):
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, width: int, features: int) -> None:
         super().__init__()
         channels, height, image_width = image_shape
-        self.description = {
+        self.description: dict[str, Any] = {
             "image_shape": list(image_shape),
             "num_classes": num_classes,
             "width": width,

@@ -79,7 +79,7 @@ class UNetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.up, self.down, self.dropout = up, down, dropout
-        self.out_channels = cout
+        self.in_channels = cin
         self.heads = cout // CHANNELS_PER_HEAD if attention else 0
         self.norm0 = group_norm(cin)
         self.conv0 = ResampleConv(cin, cout, 3, up=up, down=down)
@@ -218,7 +218,8 @@ class ADMUNet(nn.Module):
         if features_only:
             return None, bottleneck
         for layer in self.dec.values():
-            if x.shape[1] != layer.norm0.num_channels:
+            assert isinstance(layer, UNetBlock)
+            if x.shape[1] != layer.in_channels:
                 x = torch.cat([x, skips.pop()], dim=1)
             x = layer(x, e)
         return self.out_conv(F.silu(self.out_norm(x))), bottleneck

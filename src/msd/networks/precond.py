@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from msd.diffusion.grids import karras_sigmas
+from msd.errors import ConfigError
+from msd.networks.adm import ADMUNet
 from msd.networks.backbone import Backbone
 
 SIGMA_DATA = 0.5
@@ -30,7 +34,7 @@ class EDMPrecond(Backbone):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: ADMUNet,
         *,
         image_shape: tuple[int, int, int],
         label_dim: int,
@@ -42,6 +46,7 @@ class EDMPrecond(Backbone):
         self.model = model
         self.image_shape, self.num_conditions, self.pixel_unshuffle = image_shape, label_dim, pixel_unshuffle
         self.sigma_min, self.sigma_max, self.sigma_data = sigma_min, sigma_max, SIGMA_DATA
+        self.description: dict[str, Any] = {}  # how to build it again; ``networks.files`` fills it
         self.register_buffer(
             "noise_grid", karras_sigmas(GRID_STEPS, sigma_min, sigma_max).float().flip(0), persistent=False
         )
@@ -70,7 +75,8 @@ class EDMPrecond(Backbone):
 
     def denoise_with_features(self, x: Tensor, level: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
         denoised, features = self._run(x, level, self._one_hot(cond), with_features=True)
-        assert denoised is not None and features is not None
+        assert denoised is not None
+        assert features is not None
         return denoised, features
 
     def features(self, x: Tensor, level: Tensor, cond: Tensor) -> Tensor:
@@ -84,6 +90,8 @@ class EDMPrecond(Backbone):
 
     def condition_embeddings(self) -> Tensor:
         """The teacher's own embedding of each class: the columns of its label map, (label_dim, E) float32."""
+        if self.model.map_label is None:
+            raise ConfigError("An unconditional network has no class embeddings.", todo="Choose another partition.")
         return self.model.map_label.weight.detach().float().T
 
     def _one_hot(self, cond: Tensor) -> Tensor | None:

@@ -1,6 +1,6 @@
-"""Splits of the classes into K parts: disjoint, covering, sizes within one class of each other (PAPER §1).
+"""Splits of the classes into K parts: disjoint, covering, of sizes within one (MSD, arXiv 2410.23274).
 
-Consecutive ids are the paper's choice for ImageNet-64, where ids follow sorted WordNet ids so that neighbours are alike.
+Consecutive ids are the paper's choice for ImageNet-64, where ids follow sorted WordNet ids: neighbours are alike.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class ClassRouter:
         Raises:
             ConfigError: a class that does not exist.
         """
-        if len(cond) and not (0 <= int(cond.min()) and int(cond.max()) < len(self.owner)):
+        if len(cond) and (int(cond.min()) < 0 or int(cond.max()) >= len(self.owner)):
             raise ConfigError(
                 f"There is no class {int(cond.max() if cond.max() >= len(self.owner) else cond.min())}.",
                 todo=f"Classes are 0…{len(self.owner) - 1}.",

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from msd import config
 from msd.data.archive import LabelledImages
-from msd.distill.losses import denoising_loss
-from msd.networks import Backbone
-from msd.draws import Draws, stream_seed
-from msd.training.ema import Ema
 from msd.diffusion.noise import draw_sigma
+from msd.distill.losses import denoising_loss
+from msd.draws import Draws, stream_seed
+from msd.networks import Backbone
+from msd.training.ema import Ema
 from msd.training.step import Updater, minimise
 
 

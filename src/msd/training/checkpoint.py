@@ -30,7 +30,7 @@ def save(folder: Path, nimg: int, state: dict[str, Any]) -> Path:
 
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest valid checkpoint's state (None: there is none) and a line for each broken one that was skipped."""
-    skipped = []
+    skipped: list[str] = []
     for path in reversed(_all(folder)):
         try:
             record = json.loads(_record(path).read_text())

@@ -30,7 +30,7 @@ class Ema:
         """Take in the weights after ``nimg`` images, the last ``batch_size`` of them new."""
         halflife = min(self.halflife, nimg * self.rampup) if self.rampup else self.halflife
         beta = 0.5 ** (batch_size / halflife) if halflife > 0 else 0.0
-        averages, currents = list(self.net.parameters()), [p.detach() for p in net.parameters()]
+        averages, currents = [p.data for p in self.net.parameters()], [p.data for p in net.parameters()]
         torch._foreach_lerp_(averages, currents, 1 - beta)
 
     def state_dict(self) -> dict[str, Any]:

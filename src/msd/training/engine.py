@@ -1,4 +1,4 @@
-"""The loop that runs a step object: resume, update, journal, checkpoint, stop on a signal. Knows no teacher, no part."""
+"""The loop that runs a step object: resume, update, journal, checkpoint, stop on a signal. Knows no teacher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The journal: one line of JSON per event, keyed by images seen. Tracking tools read it; training needs none of them."""
+"""The journal: one line of JSON per event, keyed by images seen. Trackers read it; training needs none of them."""
 
 from __future__ import annotations
 

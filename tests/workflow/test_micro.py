@@ -1,0 +1,176 @@
+"""A whole run in miniature, and what a second run does: nothing, go on where the first was killed, or only what changed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from working_copy import MICRO, WorkingCopy, stop, trained_between
+
+NOTHING = "Nothing to be done"
+THREE_PARTS = [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
+SWAPPED = [[0, 1, 2, 3], [4, 5, 7], [6, 8, 9]]
+TIMEOUT = 120
+
+
+@pytest.fixture(scope="module")
+def whole(copy: WorkingCopy) -> str:
+    """The output of a whole run of experiments/micro.yaml."""
+    return copy.run("all")
+
+
+@pytest.fixture
+def started(copy: WorkingCopy) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes to end when the test does."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    stop(processes)
+
+
+def wait_for(copy: WorkingCopy, pattern: str, process: subprocess.Popen[str]) -> None:
+    """Wait until a file of this pattern is there."""
+    deadline = time.monotonic() + TIMEOUT
+    while not list(copy.folder.glob(pattern)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, pattern
+        time.sleep(0.01)
+
+
+def explicit(parts: list[list[int]]) -> dict[str, Any]:
+    partition = {"kind": "explicit", "parts": parts}
+    return {"variants": {"three": {"students": len(parts), "stages": ["dm"], "partition": partition}}}
+
+
+def test_whole_run(copy: WorkingCopy, whole: str) -> None:
+    results = copy.results("micro")
+    for name in ("report.json", "tracking.json", "report.html", "ablation.csv", "ablation.md", "metrics.json"):
+        assert (results / name).stat().st_size > 0, name
+    assert len(copy.students("micro")) == 2
+    assert (copy.folder / "mlflow.db").exists()
+    for name in ("student-0", "student-1", "bundle"):
+        assert (results / "variants" / "pair" / name / "manifest.json").exists()
+    assert not list(results.rglob("*.tmp"))
+
+
+def test_second_run_does_nothing(copy: WorkingCopy, whole: str) -> None:
+    before = copy.starts("micro")
+    assert NOTHING in copy.run("all")
+    assert copy.starts("micro") == before
+
+
+def test_without_manifests_finished_work_is_adopted(copy: WorkingCopy, whole: str) -> None:
+    before, students = copy.starts("micro"), copy.students("micro")
+    for manifest in copy.results("micro").glob("train/*/manifest.json"):
+        manifest.unlink()
+    copy.run("students")
+    assert copy.starts("micro") == before
+    assert copy.students("micro") == students
+
+
+def test_killed_run_goes_on_and_ends_with_the_same_bits(
+    copy: WorkingCopy, whole: str, started: list[subprocess.Popen[str]]
+) -> None:
+    """kill -9 of everything in the middle of distillation; then the same command, and no other."""
+    overlay = copy.overlay("killed", {})
+    first = copy.start("students", configfile=overlay)
+    started.append(first)
+    wait_for(copy, "results/killed/state/dm-*/checkpoint-*.json", first)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not list(copy.results("killed").glob("state/dm-*/finished.json"))
+    assert not copy.students("killed")
+    copy.run("students", configfile=overlay)
+    starts = copy.starts("killed").values()
+    assert all(attempts[0] == 0 for attempts in starts)
+    assert any(len(attempts) == 2 and attempts[1] > 0 for attempts in starts)
+    assert copy.students("killed") == copy.students("micro")
+    assert NOTHING in copy.run("students", configfile=overlay)
+
+
+def test_jobs_that_outlive_a_killed_snakemake_are_adopted(
+    copy: WorkingCopy, whole: str, started: list[subprocess.Popen[str]]
+) -> None:
+    """kill -9 of Snakemake alone: its jobs live on, the same command waits for them and trains nothing twice."""
+    overlay = copy.overlay("orphaned", {})
+    first = copy.start("students", configfile=overlay)
+    started.append(first)
+    wait_for(copy, "results/orphaned/state/dm-*/checkpoint-*.json", first)
+    first.kill()
+    first.wait()
+    copy.run("students", configfile=overlay)
+    assert all(attempts == [0] for attempts in copy.starts("orphaned").values())
+    assert copy.students("orphaned") == copy.students("micro")
+
+
+def test_second_snakemake_stops_at_the_lock_of_a_living_one(
+    copy: WorkingCopy, started: list[subprocess.Popen[str]]
+) -> None:
+    overlay = copy.overlay("locked", {})
+    first = copy.start("students", configfile=overlay)
+    started.append(first)
+    wait_for(copy, "results/locked/data/*/manifest.json", first)
+    assert "LockException" in copy.run("students", configfile=overlay, fails=True)
+    output, _ = first.communicate(timeout=TIMEOUT)
+    assert first.returncode == 0, output
+    assert len(copy.students("locked")) == 2
+
+
+def test_terminated_run_saves_and_goes_on(copy: WorkingCopy, whole: str, started: list[subprocess.Popen[str]]) -> None:
+    """Ctrl-C: every process of the terminal gets SIGINT; training saves, and the same command goes on."""
+    overlay = copy.overlay("interrupted", {"compute": {"log_every_updates": 1, "checkpoint_every_updates": 1000}})
+    first = copy.start("students", configfile=overlay)
+    started.append(first)
+    wait_for(copy, "results/interrupted/state/dm-*/events.jsonl", first)
+    os.killpg(first.pid, signal.SIGINT)
+    output, _ = first.communicate(timeout=TIMEOUT)
+    assert first.returncode != 0
+    saved = list(copy.results("interrupted").glob("state/dm-*/checkpoint-*.json"))
+    assert saved, output
+    copy.run("students", configfile=overlay)
+    assert any(len(attempts) == 2 and attempts[1] > 0 for attempts in copy.starts("interrupted").values())
+    assert copy.students("interrupted") == copy.students("micro")
+
+
+def test_one_rows_learning_rate_trains_that_rows_students_only(copy: WorkingCopy) -> None:
+    rows = {"one": {"students": 1, "stages": ["dm"]}, "two": {"students": 2, "stages": ["dm"]}}
+    changed = {**rows, "two": {**rows["two"], "recipe": {"dm": {"student": {"learning_rate": 5e-4}}}}}
+    overlay = copy.overlay("rows", {"variants": rows})
+    copy.run("students", configfile=overlay)
+    first = copy.starts("rows")
+    assert len(first) == 3
+    copy.overlay("rows", {"variants": changed})
+    copy.run("students", configfile=overlay)
+    second = copy.starts("rows")
+    assert len(trained_between(first, second)) == 2
+    assert all(second[folder] == starts for folder, starts in first.items())
+    copy.overlay("rows", {"variants": rows})
+    assert NOTHING in copy.run("students", configfile=overlay)
+
+
+def test_a_changed_part_trains_the_students_concerned_only(copy: WorkingCopy) -> None:
+    overlay = copy.overlay("parts", explicit(THREE_PARTS))
+    copy.run("students", configfile=overlay)
+    first, students = copy.starts("parts"), copy.students("parts")
+    assert set(students) == {str(part) for part in THREE_PARTS}
+    copy.overlay("parts", explicit(SWAPPED))
+    copy.run("students", configfile=overlay)
+    second = copy.starts("parts")
+    assert len(trained_between(first, second)) == 2
+    assert all(second[folder] == starts for folder, starts in first.items())
+    assert {part: copy.students("parts")[part] for part in students} == students
+    assert set(copy.students("parts")) - set(students) == {str([4, 5, 7]), str([6, 8, 9])}
+    copy.overlay("parts", explicit(THREE_PARTS))
+    assert NOTHING in copy.run("students", configfile=overlay)
+    assert copy.starts("parts") == second
+
+
+def test_compute_settings_train_nothing(copy: WorkingCopy, whole: str) -> None:
+    before = copy.starts("micro")
+    setting = "compute={device: cpu, checkpoint_every_updates: 1}"
+    assert NOTHING in copy.run("all", "--config", setting, configfile=MICRO)
+    assert copy.starts("micro") == before
