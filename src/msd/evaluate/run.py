@@ -113,7 +113,10 @@ def evaluate(node: Node, gallery_columns: int, compute: Compute, progress: Progr
 
 
 def evaluate_floor(node: Node) -> Manifest:
-    """Score the real training half against the real evaluation half: no generator can be expected to do better."""
+    """Score the real training half against the real evaluation half: no generator can be expected to do better.
+
+    The judge was trained on the training half, so its share of rightly judged images is that of the evaluation half.
+    """
     inputs = {role: Manifest.read(n.manifest) for role, n in node.inputs.items()}
     real, reference = open_half(inputs["data"], "train"), open_half(inputs["data"], "evaluation")
     count = min(node.settings["images"], len(real.images))
@@ -121,6 +124,9 @@ def evaluate_floor(node: Node) -> Manifest:
         [np.flatnonzero(real.labels == c)[: count // real.num_classes] for c in range(real.num_classes)]
     )
     results = _score(np.asarray(real.images[chosen]), real.labels[chosen], reference, node, inputs)
+    judge = load_classifier(inputs["judge"].file("weights"))
+    share, per_class = asked_class_share(np.array(reference.images), reference.labels, judge)
+    results["metrics"]["asked_class_share"], results["asked_class_share_per_class"] = share, per_class
     return Manifest.write(node.manifest, kind="floor", settings=node.settings, inputs=node.input_paths, results=results)
 
 

@@ -75,8 +75,9 @@ def floor_note(numbers: Mapping[str, Any]) -> str:
     values = floor["metrics"]
     text = (
         f"Floor: {summary.distance_text(values[metric['name']], numbers)}. Real training images, scored in the same "
-        f"way against the held-out ones (precision {values['precision']:.3f}, recall {values['recall']:.3f}, "
-        f"asked class {columns.percent(values['asked_class_share'])}): no generator can be expected to come below."
+        f"way against the held-out ones (precision {values['precision']:.3f}, recall {values['recall']:.3f}): no "
+        "generator can be expected to come below. The classifier that judges the asked class is right about "
+        f"{columns.percent(values['asked_class_share'])} of the held-out images."
     )
     if floor["images"] != metric["images"]:
         text += f" It rests on {floor['images']:,} images; fewer images raise a Fréchet distance."
