@@ -1,4 +1,4 @@
-"""A whole run in miniature, and what a second run does: nothing, go on where the first was killed, or only what changed."""
+"""A whole run in miniature; and what a second run does: nothing, or what a killed one left, or only what changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from working_copy import MICRO, WorkingCopy, stop, trained_between
+from working_copy import WorkingCopy, stop, trained_between
 
 NOTHING = "Nothing to be done"
 THREE_PARTS = [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
@@ -171,6 +171,5 @@ def test_a_changed_part_trains_the_students_concerned_only(copy: WorkingCopy) ->
 
 def test_compute_settings_train_nothing(copy: WorkingCopy, whole: str) -> None:
     before = copy.starts("micro")
-    setting = "compute={device: cpu, checkpoint_every_updates: 1}"
-    assert NOTHING in copy.run("all", "--config", setting, configfile=MICRO)
+    assert NOTHING in copy.run("students", "--config", "compute={device: cpu, checkpoint_every_updates: 1}")
     assert copy.starts("micro") == before
