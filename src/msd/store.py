@@ -86,6 +86,7 @@ def write_with(path: Path, writer: Callable[[Path], object]) -> None:
         writer(temporary)
         with open(temporary, "rb+") as f:
             os.fsync(f.fileno())
+        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -14,6 +14,7 @@ from msd import errors
 from msd.cli.main import build_parser
 from msd.config import load
 from msd.reference import reference
+from msd.report.readme import check_readme
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,3 +69,7 @@ def test_notebooks_run(notebook: Path, tmp_path: Path) -> None:
     ]
     subprocess.run(command, check=True, capture_output=True, timeout=180)
     assert "<img" in (tmp_path / f"{notebook.stem}.html").read_text()
+
+
+def test_readme_shows_the_committed_numbers() -> None:
+    check_readme(ROOT / "README.md", ROOT / "docs/results-mnist.json")

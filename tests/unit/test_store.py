@@ -65,11 +65,13 @@ def test_write_with_keeps_the_ending_and_the_old_file(tmp_path: Path) -> None:
 
     def write(temporary: Path) -> None:
         seen.append(temporary)
+        temporary.touch(mode=0o600)
         temporary.write_text("new")
 
     store.write_with(path, write)
     assert seen[0] != path
     assert seen[0].suffix == ".safetensors"
+    assert path.stat().st_mode & 0o777 == 0o644  # safetensors would keep it from everybody else
     with pytest.raises(OSError, match="disk full"):
         store.write_with(path, lambda temporary: fail(temporary.open("w")))
     assert path.read_text() == "new"

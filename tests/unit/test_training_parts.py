@@ -1,4 +1,4 @@
-"""What the engine's runs are made of: random draws, weight averages, optimisers, the journal."""
+"""What the engine's runs are made of: random draws, weight averages, optimisers, checkpoints, the journal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tiny import network
 
 from msd.config import Optimizer
 from msd.draws import Draws, noise_of_images
-from msd.training import journal
+from msd.training import checkpoint, journal
 from msd.training.ema import Ema
 from msd.training.step import Updater
 
@@ -27,6 +27,14 @@ def test_line_cut_off_by_a_crash_is_passed_over(tmp_path: Path) -> None:
     assert [e["event"] for e in journal.read(first.path)] == ["start", "progress", "start", "progress"]
     assert journal.metrics(first.path) == {4: {"loss": 2.0}}
     assert len({e["attempt"] for e in journal.read(first.path)}) == 2
+
+
+def test_half_written_checkpoint_of_a_killed_run_is_removed(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 8, {"nimg": 8})
+    for name in (".4711.checkpoint-000000000012.pt", ".checkpoint-000000000012.json.abc.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    assert checkpoint.load_newest(tmp_path) == ({"nimg": 8}, [])
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_draws_are_functions_of_seed_role_and_index() -> None:

@@ -90,9 +90,15 @@ class WorkingCopy:
         }
 
     def students(self, experiment: str) -> dict[str, str]:
-        """Part → sha256 of the final student's weights, of every training manifest there is."""
-        manifests = [Manifest.read(p) for p in self.results(experiment).glob("train/*/manifest.json")]
-        return {str(m.results["part"]): m.sha256("student") for m in manifests}
+        """Name of the folder → sha256 of the student's weights. The name is the same in every experiment."""
+        return {path.parent.name: Manifest.read(path).sha256("student") for path in self._trained(experiment)}
+
+    def parts(self, experiment: str) -> set[str]:
+        """The parts for which there is a student."""
+        return {str(Manifest.read(path).results["part"]) for path in self._trained(experiment)}
+
+    def _trained(self, experiment: str) -> list[Path]:
+        return list(self.results(experiment).glob("train/*/manifest.json"))
 
 
 def trained_between(before: dict[Path, list[int]], after: dict[Path, list[int]]) -> list[Path]:

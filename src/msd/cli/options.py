@@ -34,13 +34,12 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--student", type=int, default=0, help="… and the number of its student, from 0 (default: 0)")
 
 
-def target_of(arguments: argparse.Namespace, kind: str) -> Node:
-    """The node that the arguments name.
+def target_of(arguments: argparse.Namespace, plan: Plan, kind: str) -> Node:
+    """The node of the plan that the arguments name.
 
     Raises:
         ConfigError: it does not exist, is of another kind, or none is named.
     """
-    plan = plan_of(arguments)
     if arguments.manifest is not None:
         node = plan.find(arguments.manifest)
     elif arguments.variant is not None:

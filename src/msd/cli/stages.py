@@ -134,8 +134,9 @@ def _runner(kind: str, stage: Stage) -> Callable[[argparse.Namespace], None]:
 
             print("\n".join(f"{name}: {source.description}" for name, source in SOURCES.items()))
             return
-        node = target_of(arguments, kind)
-        manifest = stage(node, plan_of(arguments))
+        plan = plan_of(arguments)
+        node = target_of(arguments, plan, kind)
+        manifest = stage(node, plan)
         print(f"{node.label}: {manifest.path}", flush=True)
 
     return run

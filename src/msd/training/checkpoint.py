@@ -29,7 +29,12 @@ def save(folder: Path, nimg: int, state: dict[str, Any]) -> Path:
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest valid checkpoint's state (None: there is none) and a line for each broken one that was skipped."""
+    """The newest valid checkpoint's state (None: there is none) and a line for each broken one that was skipped.
+
+    Also removes what killed runs left of checkpoints they were writing: the caller holds the folder alone.
+    """
+    for unfinished in folder.glob(".*checkpoint-*"):
+        unfinished.unlink()
     skipped: list[str] = []
     for path in reversed(_all(folder)):
         try:
