@@ -68,12 +68,14 @@ def test_problems_between_fields_are_reported_at_once() -> None:
 
 def test_images_times_factor_must_be_whole_batches() -> None:
     assert load(PARAMS, (), ["variants={a: {students: 1, images: 0.25}}"]).variants["a"].images == 0.25
-    (problem,) = problems("recipe.dm.images=6400", "variants={a: {students: 1, images: 0.015, stages: [dm]}}")
+    (problem,) = problems(
+        "recipe.dm={images: 6400, batch_size: 64}", "variants={a: {students: 1, images: 0.015, stages: [dm]}}"
+    )
     assert problem == "variants.a.images: 0.015 × 6400 images of dm = 96, not a whole number of batches of 64"
 
 
 def test_a_recipe_of_whole_batches_only() -> None:
-    assert problems("recipe.tsm.images=130") == [
+    assert problems("recipe.tsm={images: 130, batch_size: 128}") == [
         "recipe.tsm: Value error, images (130) is not a multiple of batch_size (128)"
     ]
 
