@@ -42,10 +42,10 @@ def wait_for(copy: WorkingCopy, pattern: str, process: subprocess.Popen[str]) ->
 
 
 def rows(copy: WorkingCopy, **variants: dict[str, Any]) -> str:
-    """An overlay that gives micro other rows; data and teacher are there already."""
-    return copy.overlay(
-        "rows", {"experiment": "micro", "variants": {k: v | {"stages": ["dm"]} for k, v in variants.items()}}
-    )
+    """An overlay that gives micro other rows of two updates each; data and teacher are there already."""
+    recipe = {"dm": {"images": 32, "batch_size": 16, "regression": None}}
+    stages = {name: variant | {"stages": ["dm"]} for name, variant in variants.items()}
+    return copy.overlay("rows", {"experiment": "micro", "recipe": recipe, "variants": stages})
 
 
 def explicit(parts: list[list[int]]) -> dict[str, Any]:
@@ -149,16 +149,16 @@ def test_one_rows_learning_rate_trains_that_rows_students_only(copy: WorkingCopy
     one, two = {"students": 1}, {"students": 2}
     faster = two | {"recipe": {"dm": {"student": {"learning_rate": 5e-4}}}}
     before = copy.starts("micro")
-    overlay = rows(copy, one=one, two=two)
+    overlay = rows(copy, one=one, two=two, again=two)
     copy.run("students", configfile=overlay)
     first = copy.starts("micro")
-    assert len(trained_between(before, first)) == 1  # row `two` needs what micro's row has trained
-    rows(copy, one=one, two=faster)
+    assert len(trained_between(before, first)) == 3  # rows that need the same students share them
+    rows(copy, one=one, two=faster, again=two)
     copy.run("students", configfile=overlay)
     second = copy.starts("micro")
     assert len(trained_between(first, second)) == 2
     assert all(second[folder] == starts for folder, starts in first.items())
-    rows(copy, one=one, two=two)
+    rows(copy, one=one, two=two, again=two)
     assert NOTHING in copy.run("students", configfile=overlay)
     assert copy.starts("micro") == second
 
