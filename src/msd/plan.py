@@ -137,6 +137,15 @@ class Plan:
     def __iter__(self) -> Iterator[Node]:
         return iter(self._by_path.values())
 
+    def images_ahead(self, node: Node) -> int:
+        """Images to draw or train on from a node to the end of the longest chain that it begins.
+
+        The longest first, so that no long chain is left to run alone at the end.
+        """
+        after = [self.images_ahead(n) for n in self if node in n.inputs.values()]
+        settings = node.settings.get("recipe") or node.settings.get("training") or {}
+        return settings.get("images", node.settings.get("pairs", 0)) + max(after, default=0)
+
     def find(self, manifest: Path | str) -> Node:
         """The node that makes a manifest.
 

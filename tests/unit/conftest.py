@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from msd.config import Data
-from msd.data.archive import prepare
+from msd.data.prepare import prepare
 from msd.store import Manifest
 
 # tiny tensors gain nothing from more threads, and fewer of them disturb what else runs

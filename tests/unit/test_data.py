@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from msd.config import Data
-from msd.data.archive import evaluation_mask, open_half, prepare, to_float, to_uint8
+from msd.data.archive import open_half, to_float, to_uint8
+from msd.data.prepare import evaluation_mask, prepare
 from msd.data.sources import SOURCES, content_sha256, load_source
 from msd.errors import ConfigError, DamagedFileError, DataError
 from msd.store import Manifest

@@ -14,7 +14,7 @@ from msd.data.archive import LabelledImages, open_half
 from msd.errors import ConfigError, DamagedFileError
 from msd.evaluate.classifier import Classifier, accuracy, load_classifier, save_classifier
 from msd.evaluate.metrics import asked_class_share, distances
-from msd.evaluate.run import conditions_of_images, sample
+from msd.evaluate.sampling import conditions_of_images, sample
 from msd.networks import EDMPrecond, save_network
 from msd.store import Manifest
 

@@ -16,7 +16,8 @@ from msd.errors import DamagedFileError, MissingFileError
 from msd.networks import load_network, save_network
 from msd.networks.adm import group_norm
 from msd.networks.discriminator import Discriminator
-from msd.networks.files import FORMAT, METADATA_KEY, build_network, write_safetensors
+from msd.networks.files import build_network, write_safetensors
+from msd.weights import METADATA_KEY, NETWORK_FORMAT
 
 
 def batch(count: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -109,7 +110,7 @@ def test_spoilt_file_is_one_clear_error(spoil: Callable[[Path], None], saved: Pa
 
 @pytest.mark.parametrize("description", [{}, [], {"network": {"model_chanels": 8}}])
 def test_description_that_describes_nothing(description: object, saved: Path) -> None:
-    write_safetensors(saved, load_file(saved), FORMAT, description)
+    write_safetensors(saved, load_file(saved), NETWORK_FORMAT, description)
     with pytest.raises(DamagedFileError):
         load_network(saved)
 

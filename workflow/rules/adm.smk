@@ -9,5 +9,6 @@ rule adm:
         ROOT + "/train/adm-{digest}/manifest.json",
     log:
         ROOT + "/logs/train-adm-{digest}.log",
+    priority: images_ahead(ROOT + "/train/adm-{digest}/manifest.json")
     shell:
         "msd adm {output} {CONFIGURATION} 2>&1 | tee {log}"

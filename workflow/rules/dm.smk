@@ -9,6 +9,7 @@ rule pairs:
         ROOT + "/pairs/pairs-{digest}/manifest.json",
     log:
         ROOT + "/logs/pairs-pairs-{digest}.log",
+    priority: images_ahead(ROOT + "/pairs/pairs-{digest}/manifest.json")
     shell:
         "msd pairs {output} {CONFIGURATION} 2>&1 | tee {log}"
 
@@ -21,5 +22,6 @@ rule dm:
         ROOT + "/train/dm-{digest}/manifest.json",
     log:
         ROOT + "/logs/train-dm-{digest}.log",
+    priority: images_ahead(ROOT + "/train/dm-{digest}/manifest.json")
     shell:
         "msd dm {output} {CONFIGURATION} 2>&1 | tee {log}"

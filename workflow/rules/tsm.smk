@@ -9,5 +9,6 @@ rule tsm:
         ROOT + "/train/tsm-{digest}/manifest.json",
     log:
         ROOT + "/logs/train-tsm-{digest}.log",
+    priority: images_ahead(ROOT + "/train/tsm-{digest}/manifest.json")
     shell:
         "msd tsm {output} {CONFIGURATION} 2>&1 | tee {log}"

@@ -23,7 +23,7 @@ def params(arguments: argparse.Namespace) -> None:
 
 
 def bundle(arguments: argparse.Namespace) -> None:
-    from msd.bundle.bundle import link_students, write_bundle
+    from msd.bundle.write import link_students, write_bundle
 
     plan = plan_of(arguments)
     variant = plan.variant(arguments.variant)

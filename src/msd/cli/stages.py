@@ -11,24 +11,29 @@ from msd.cli.progress import ProgressDisplay
 from msd.config import Compute, Data
 from msd.plan import Node, Plan
 from msd.store import Manifest
+from msd.weights import CLASSIFIER_FORMAT, NETWORK_FORMAT, adopt_weights
 
 
 def _data(node: Node, plan: Plan) -> Manifest:
-    from msd.data.archive import prepare
+    from msd.data.prepare import prepare
 
     return prepare(Data.model_validate(node.settings), node.manifest)
 
 
 def _teacher(node: Node, plan: Plan) -> Manifest:
-    from msd.teachers.prepare import prepare_teacher
+    if node.settings["source"] != "train":
+        return adopt_weights(node.manifest, node.kind, node.settings, NETWORK_FORMAT)
+    from msd.teachers.train import train_teacher
 
-    return prepare_teacher(node, *_how(node, plan))
+    return train_teacher(node, *_how(node, plan))
 
 
 def _classifier(node: Node, plan: Plan) -> Manifest:
-    from msd.evaluate.judges import prepare_classifier
+    if node.settings["source"] != "train":
+        return adopt_weights(node.manifest, node.kind, node.settings, CLASSIFIER_FORMAT)
+    from msd.evaluate.judges import train_classifier
 
-    return prepare_classifier(node, *_how(node, plan))
+    return train_classifier(node, *_how(node, plan))
 
 
 def _partition(node: Node, plan: Plan) -> Manifest:
@@ -81,7 +86,7 @@ def _floor(node: Node, plan: Plan) -> Manifest:
 
 
 def _latency(node: Node, plan: Plan) -> Manifest:
-    from msd.evaluate.run import measure_latency
+    from msd.evaluate.latency import measure_latency
 
     return measure_latency(node, plan.experiment.compute)
 

@@ -6,20 +6,13 @@ Training code is only ever handed the training half.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msd.config import Data
-from msd.data.sources import load_source
-from msd.errors import DataError
-from msd.store import Manifest, write_with
-
-HALVES = ("train", "evaluation")
+from msd.store import Manifest
 
 
 @dataclass(frozen=True)
@@ -58,40 +51,6 @@ def to_float(images: Tensor) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """float −1…1 → uint8 by clamp((x + 1)·127.5, 0, 255), truncated (DMD2's quantisation)."""
     return ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8)
-
-
-def evaluation_mask(labels: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
-    """Which images are held out: within each class, evenly spread over the source's order. (N,) bool."""
-    mask = np.zeros(len(labels), dtype=bool)
-    for c in np.unique(labels):
-        of_class = np.flatnonzero(labels == c)
-        rank = np.arange(len(of_class))
-        mask[of_class] = np.floor((rank + 1) * share) > np.floor(rank * share)
-    return mask
-
-
-def prepare(settings: Data, out: Path) -> Manifest:
-    """Load a source, split it and write ``{train,evaluation}-{images,labels}.npy`` beside the manifest ``out``."""
-    images, labels, source = load_source(settings.source)
-    mask = evaluation_mask(labels, settings.evaluation_share)
-    files = {}
-    for half, chosen in zip(HALVES, (~mask, mask), strict=True):
-        if not chosen.any():
-            raise DataError(
-                f"The {half} half of the data is empty.",
-                where="data.evaluation_share",
-                why=str(settings.evaluation_share),
-            )
-        for name, array in (("images", images[chosen]), ("labels", labels[chosen])):
-            files[f"{half}-{name}"] = path = out.parent / f"{half}-{name}.npy"
-            write_with(path, partial(np.save, arr=array))
-    results = {
-        "sha256": source.sha256,
-        "num_classes": source.num_classes,
-        "image_shape": list(images.shape[1:]),
-        "images": {"train": int((~mask).sum()), "evaluation": int(mask.sum())},
-    }
-    return Manifest.write(out, kind="data", settings=settings.model_dump(mode="json"), files=files, results=results)
 
 
 def open_half(manifest: Manifest, half: str) -> LabelledImages:

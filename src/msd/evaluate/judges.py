@@ -1,4 +1,4 @@
-"""The two classifiers of the metric: fetched, or trained on the training half."""
+"""Training of the two classifiers of the metric."""
 
 from __future__ import annotations
 
@@ -7,25 +7,14 @@ from pathlib import Path
 from msd.config import ClassifierTraining, Compute
 from msd.data.archive import open_half
 from msd.evaluate.classifier import ClassifierStep, accuracy, load_classifier, new_classifier, save_classifier
-from msd.networks.sources import fetch_weights
 from msd.plan import Node
 from msd.store import Manifest
 from msd.training.engine import Progress
 from msd.training.job import Job, run_job
 
 
-def prepare_classifier(node: Node, compute: Compute, progress: Progress) -> Manifest:
-    """Write the manifest of a classifier that exists, or train it and say how good it is on held-out images."""
-    if node.settings["source"] != "train":
-        path, origin = fetch_weights(node.settings)
-        load_classifier(path)
-        return Manifest.write(
-            node.manifest,
-            kind="classifier",
-            settings=node.settings,
-            files={"weights": path},
-            results={"origin": origin, "parameters": origin.get("parameters")},
-        )
+def train_classifier(node: Node, compute: Compute, progress: Progress) -> Manifest:
+    """Train a classifier on the training half and say how good it is on held-out images."""
     data_manifest = Manifest.read(node.inputs["data"].manifest)
     data = open_half(data_manifest, "train")
     settings = ClassifierTraining.model_validate(node.settings["training"])

@@ -1,4 +1,4 @@
-"""Evaluate bundles: balanced conditions, noise tied to the image's index, metrics, gallery, latency."""
+"""Score bundles, and real images as the floor: metrics and gallery."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from msd.bundle.bundle import Bundle
 from msd.config import Compute
-from msd.data.archive import LabelledImages, open_half, to_uint8
-from msd.draws import noise_of_images
+from msd.data.archive import LabelledImages, open_half
 from msd.errors import ConfigError
 from msd.evaluate.classifier import load_classifier
 from msd.evaluate.metrics import METRIC_NAME, asked_class_share, distances
+from msd.evaluate.sampling import conditions_of_images, sample
 from msd.plan import Node
 from msd.store import Manifest, write_with
 from msd.training.engine import Progress, resolve_device
@@ -28,26 +28,6 @@ COPIED = (
     "images_total",
     "training_seconds",
 )
-
-
-def conditions_of_images(first: int, count: int, num_conditions: int) -> torch.Tensor:
-    """Conditions in exact balance: image i is asked for class i mod num_conditions. (count,) int64."""
-    return torch.arange(first, first + count) % num_conditions
-
-
-def sample(
-    bundle: Bundle, images: int, batch_size: int, seed: int, device: torch.device, progress: Progress
-) -> NDArray[np.uint8]:
-    """Draw images 0 … images − 1 of a bundle. (images, C, H, W) uint8."""
-    bundle.to(device)
-    batches = []
-    for first in range(0, images, batch_size):
-        count = min(batch_size, images - first)
-        noise = noise_of_images(seed, first, count, bundle.image_shape).to(device)
-        cond = conditions_of_images(first, count, bundle.num_conditions).to(device)
-        batches.append(to_uint8(bundle.generate(noise, cond)).cpu().numpy())
-        progress(first + count, images, {})
-    return np.concatenate(batches)
 
 
 def _score(
@@ -128,39 +108,3 @@ def evaluate_floor(node: Node) -> Manifest:
     share, per_class = asked_class_share(np.array(reference.images), reference.labels, judge)
     results["metrics"]["asked_class_share"], results["asked_class_share_per_class"] = share, per_class
     return Manifest.write(node.manifest, kind="floor", settings=node.settings, inputs=node.input_paths, results=results)
-
-
-def measure_latency(node: Node, compute: Compute) -> Manifest:
-    """Milliseconds to one image, batch 1, the variants in turn so that a disturbance meets all alike."""
-    torch.set_num_threads(compute.threads)
-    device = resolve_device(compute.device)
-    bundles = {name: Bundle(n.manifest.parent).to(device) for name, n in node.inputs.items()}
-    repeats, warm_up = node.settings["repeats"], 2
-    times: dict[str, list[float]] = {name: [] for name in bundles}
-    for i in range(repeats + warm_up):
-        for name, bundle in bundles.items():
-            noise = noise_of_images(0, i, 1, bundle.image_shape).to(device)
-            cond = conditions_of_images(i, 1, bundle.num_conditions).to(device)
-            began = time.perf_counter()
-            bundle.generate(noise, cond).cpu()  # .cpu() waits for the device
-            if i >= warm_up:
-                times[name].append(1000 * (time.perf_counter() - began))
-    return Manifest.write(
-        node.manifest,
-        kind="latency",
-        settings=node.settings,
-        inputs=node.input_paths,
-        results={
-            "variants": {
-                name: {
-                    "p50_ms": round(float(np.percentile(t, 50)), 3),
-                    "p95_ms": round(float(np.percentile(t, 95)), 3),
-                    "repeats": repeats,
-                }
-                for name, t in times.items()
-            },
-            "threads": compute.threads,
-            "device": device.type,
-            "batch_size": 1,
-        },
-    )

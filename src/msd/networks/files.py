@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from msd.config import Network
-from msd.errors import DamagedFileError, MissingFileError
+from msd.errors import DamagedFileError
 from msd.networks.adm import ADMUNet
 from msd.networks.precond import EDMPrecond
 from msd.store import canonical_json, write_with
-
-FORMAT = "msd-network-1"
-METADATA_KEY = "msd"
+from msd.weights import METADATA_KEY, NETWORK_FORMAT, read_header
 
 
 def build_network(network: Network, *, image_shape: tuple[int, int, int], num_conditions: int, seed: int) -> EDMPrecond:
@@ -58,7 +54,7 @@ def build_network(network: Network, *, image_shape: tuple[int, int, int], num_co
 def save_network(net: EDMPrecond, path: Path) -> None:
     """Write weights (as they are) and architecture to one safetensors file, atomically."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
-    write_safetensors(Path(path), tensors, FORMAT, net.description)
+    write_safetensors(Path(path), tensors, NETWORK_FORMAT, net.description)
 
 
 def load_network(path: Path | str) -> EDMPrecond:
@@ -68,7 +64,7 @@ def load_network(path: Path | str) -> EDMPrecond:
         MissingFileError: no such file.
         DamagedFileError: truncated, not a network of this format, or weights that do not fit the architecture.
     """
-    tensors, description = read_safetensors(Path(path), FORMAT)
+    tensors, description = read_safetensors(Path(path), NETWORK_FORMAT)
     try:
         net = build_network(
             Network.model_validate(description["network"]),
@@ -109,17 +105,5 @@ def read_safetensors(path: Path, file_format: str) -> tuple[dict[str, torch.Tens
     Raises:
         MissingFileError, DamagedFileError.
     """
-    if not path.is_file():
-        raise MissingFileError("A weights file does not exist.", where=str(path))
-    try:
-        with safe_open(path, framework="pt") as f:
-            metadata = json.loads((f.metadata() or {}).get(METADATA_KEY, "{}"))
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, RuntimeError, ValueError) as e:
-        raise DamagedFileError("A weights file cannot be read.", where=str(path), why=str(e)) from None
-    found = metadata.get("format") if isinstance(metadata, dict) else None
-    if found != file_format:
-        raise DamagedFileError(
-            "A weights file has another format.", where=str(path), why=f"format is {found!r}, expected {file_format!r}"
-        )
-    return tensors, metadata.get("description", {})
+    description, _ = read_header(path, file_format)
+    return load_file(path), description

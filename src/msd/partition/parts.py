@@ -9,9 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
-from sklearn.cluster import kmeans_plusplus
 
 from msd.errors import PartitionError
 
@@ -42,6 +39,9 @@ def balanced_kmeans(embeddings: NDArray[np.float32], students: int, seed: int) -
     Returns:
         K parts; sizes differ by at most one.
     """
+    from scipy.spatial.distance import cdist
+    from sklearn.cluster import kmeans_plusplus
+
     rng = np.random.RandomState(seed)
     best: tuple[float, NDArray[np.int64]] | None = None
     for _ in range(RESTARTS):
@@ -62,6 +62,8 @@ def balanced_kmeans(embeddings: NDArray[np.float32], students: int, seed: int) -
 
 def _balanced_assignment(cost: NDArray[np.float64]) -> NDArray[np.int64]:
     """The cheapest assignment of rows to columns that gives every column ⌊n/K⌋ or ⌈n/K⌉ rows. (n, K) → (n,)."""
+    from scipy.optimize import linear_sum_assignment
+
     n, k = cost.shape
     # every column has ⌊n/K⌋ places that must be filled, and one more that may be
     must = np.tile(cost - (cost.max() + 1) * n, n // k)

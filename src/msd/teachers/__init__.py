@@ -1,1 +1,1 @@
-"""Where teachers come from: files, downloads, or their own training."""
+"""Training of a teacher of one's own."""

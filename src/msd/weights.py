@@ -1,13 +1,61 @@
-"""Where network files come from: a path, a URL or the hub. Always verified by sha256 before use."""
+"""Weights files without PyTorch: where they come from and what their headers say. Verified by sha256 before use."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
-from msd.errors import DownloadError, MissingFileError
-from msd.store import read_json, sha256_file, verify_sha256
+from safetensors import SafetensorError, safe_open
+
+from msd.errors import DamagedFileError, DownloadError, MissingFileError
+from msd.store import Manifest, read_json, sha256_file, verify_sha256
+
+NETWORK_FORMAT = "msd-network-1"
+CLASSIFIER_FORMAT = "msd-classifier-1"
+METADATA_KEY = "msd"
+
+
+def adopt_weights(out: Path, kind: str, settings: dict[str, Any], file_format: str) -> Manifest:
+    """Write the manifest ``out`` of weights that exist already: fetched, verified, of the right format.
+
+    Raises:
+        MissingFileError, DamagedFileError, DownloadError: see ``fetch_weights`` and ``read_header``.
+    """
+    path, origin = fetch_weights(settings)
+    _, parameters = read_header(path, file_format)
+    return Manifest.write(
+        out,
+        kind=kind,
+        settings=settings,
+        files={"weights": path},
+        results={"origin": origin, "parameters": parameters},
+    )
+
+
+def read_header(path: Path, file_format: str) -> tuple[dict[str, Any], int]:
+    """Description of a safetensors file of a known format, and how many numbers it holds. Reads no tensor.
+
+    Raises:
+        MissingFileError: no such file.
+        DamagedFileError: truncated, no safetensors file, or of another format.
+    """
+    if not path.is_file():
+        raise MissingFileError("A weights file does not exist.", where=str(path))
+    try:
+        with safe_open(path, framework="numpy") as f:
+            metadata = json.loads((f.metadata() or {}).get(METADATA_KEY, "{}"))
+            numbers = sum(math.prod(f.get_slice(name).get_shape()) for name in f.keys())  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as e:
+        raise DamagedFileError("A weights file cannot be read.", where=str(path), why=str(e)) from None
+    found = metadata.get("format") if isinstance(metadata, dict) else None
+    if found != file_format:
+        raise DamagedFileError(
+            "A weights file has another format.", where=str(path), why=f"format is {found!r}, expected {file_format!r}"
+        )
+    return metadata.get("description", {}), numbers
 
 
 def fetch_weights(settings: dict[str, Any]) -> tuple[Path, dict[str, Any]]:

@@ -1,0 +1,85 @@
+"""Collect what a variant trained into its bundle's folder, and name it readably."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from msd.plan import Node, VariantPlan
+from msd.store import Manifest, link, read_json, write_with
+
+
+def write_bundle(variant: VariantPlan, out: Path) -> Manifest:
+    """Collect a variant's networks, partition and training record into the folder ``out``.
+
+    Raises:
+        MissingFileError: a student is not trained yet.
+    """
+    node = variant.bundle
+    files: dict[str, Path] = {}
+
+    def take(name: str, source: Path) -> None:
+        files[name] = out / f"{name}{source.suffix}"
+        write_with(files[name], lambda p: shutil.copyfile(source, p))
+
+    inputs = {role: Manifest.read(n.manifest) for role, n in node.inputs.items()}
+    if variant.partition is None:
+        teacher = inputs["teacher"]
+        take("teacher", teacher.file("weights"))
+        results = {
+            "students": 1,
+            "nfe": 2 * node.settings["sampler"]["num_steps"] - 1,
+            "parameters_per_student": teacher.results["parameters"],
+            **_teacher_effort(teacher),
+        }
+    else:
+        take("partition", inputs["partition"].file("partition"))
+        for k in range(len(variant.students)):
+            take(f"student-{k}", inputs[f"student-{k}"].file("student"))
+        results = {
+            "students": len(variant.students),
+            "nfe": 1,
+            "parameters_per_student": inputs["student-0"].results["parameters"],
+            "parts": read_json(files["partition"])["parts"],
+            **_effort(variant),
+        }
+    return Manifest.write(
+        out / "manifest.json",
+        kind="bundle",
+        settings={"variant": variant.name, **node.settings},
+        inputs=node.input_paths,
+        files=files,
+        results=results,
+    )
+
+
+def _effort(variant: VariantPlan) -> dict[str, Any]:
+    """Images of student updates and seconds; a stage that students share (tsm) counts once in the totals."""
+    chains = [[Manifest.read(node.manifest).results for node in student.stages] for student in variant.students]
+    once: dict[Path, dict[str, Any]] = {}
+    for student, chain in zip(variant.students, chains, strict=True):
+        once |= {node.manifest: results for node, results in zip(student.stages, chain, strict=True)}
+    return {
+        "images_per_student": max(sum(r["nimg"] for r in chain) for chain in chains),
+        "images_total": sum(r["nimg"] for r in once.values()),
+        "training_seconds": round(sum(r["seconds"] for r in once.values()), 1),
+    }
+
+
+def _teacher_effort(teacher: Manifest) -> dict[str, Any]:
+    """What is known of the teacher's own training."""
+    origin = teacher.results["origin"]
+    return {
+        "images_per_student": origin.get("nimg"),
+        "images_total": origin.get("nimg"),
+        "training_seconds": origin.get("seconds"),
+    }
+
+
+def link_students(variant: VariantPlan, root: Path) -> None:
+    """Readable links ``variants/<variant>/student-<k>`` and ``…/bundle`` to where the results lie."""
+    folder = root / "variants" / variant.name
+    targets: dict[str, Node] = {f"student-{k}": s.last for k, s in enumerate(variant.students)}
+    for name, node in {**targets, "bundle": variant.bundle}.items():
+        link(folder / name, node.manifest.parent)
