@@ -113,6 +113,7 @@ class Plan:
             "latency",
         )
         self._by_path = {node.manifest: node for node in self._walk()}
+        self._ahead: dict[Path, int] = {}
 
     @property
     def report(self) -> Path:
@@ -140,11 +141,23 @@ class Plan:
     def images_ahead(self, node: Node) -> int:
         """Images to draw or train on from a node to the end of the longest chain that it begins.
 
-        The longest first, so that no long chain is left to run alone at the end.
+        A scheduler that starts the longest first leaves no long chain to run alone at the end.
         """
-        after = [self.images_ahead(n) for n in self if node in n.inputs.values()]
-        settings = node.settings.get("recipe") or node.settings.get("training") or {}
-        return settings.get("images", node.settings.get("pairs", 0)) + max(after, default=0)
+        if node.manifest not in self._ahead:
+            settings = node.settings.get("recipe") or node.settings.get("training") or {}
+            own = settings.get("images", node.settings.get("pairs", 0))
+            after = [self.images_ahead(n) for n in self._consumers[node.manifest]]
+            self._ahead[node.manifest] = own + max(after, default=0)
+        return self._ahead[node.manifest]
+
+    @cached_property
+    def _consumers(self) -> dict[Path, list[Node]]:
+        """Manifest → the nodes that read it."""
+        consumers: dict[Path, list[Node]] = {path: [] for path in self._by_path}
+        for node in self:
+            for path in node.input_paths.values():
+                consumers[path].append(node)
+        return consumers
 
     def find(self, manifest: Path | str) -> Node:
         """The node that makes a manifest.

@@ -9,5 +9,6 @@ rule data:
         ROOT + "/data/{source}-{digest}/manifest.json",
     log:
         ROOT + "/logs/data-{source}-{digest}.log",
+    priority: images_ahead(ROOT + "/data/{source}-{digest}/manifest.json")
     shell:
         "msd data {output} {CONFIGURATION} 2>&1 | tee {log}"

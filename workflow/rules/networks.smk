@@ -9,6 +9,7 @@ rule teacher:
         ROOT + "/networks/teacher-{digest}/manifest.json",
     log:
         ROOT + "/logs/networks-teacher-{digest}.log",
+    priority: images_ahead(ROOT + "/networks/teacher-{digest}/manifest.json")
     shell:
         "msd teacher {output} {CONFIGURATION} 2>&1 | tee {log}"
 
@@ -23,5 +24,6 @@ rule classifier:
         ROOT + "/logs/networks-{role}-{digest}.log",
     wildcard_constraints:
         role="features|judge",
+    priority: images_ahead(ROOT + "/networks/{role}-{digest}/manifest.json")
     shell:
         "msd classifier {output} {CONFIGURATION} 2>&1 | tee {log}"

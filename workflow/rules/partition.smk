@@ -9,5 +9,6 @@ rule partition:
         ROOT + "/partition/{kind}-{digest}/manifest.json",
     log:
         ROOT + "/logs/partition-{kind}-{digest}.log",
+    priority: images_ahead(ROOT + "/partition/{kind}-{digest}/manifest.json")
     shell:
         "msd partition {output} {CONFIGURATION} 2>&1 | tee {log}"
