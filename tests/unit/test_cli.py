@@ -153,6 +153,14 @@ def test_configuration_is_shown_without_torch(place: Path) -> None:
     assert "experiment: mnist" in result.stdout
 
 
+def test_short_jobs_do_not_wait_for_torch(place: Path) -> None:
+    calls = [["data"], ["teacher"], ["partition", "--variant", "msd4"]]
+    code = f"import sys; from msd.cli.main import main; [main(c) for c in {calls}]; assert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("manifest.json") == len(calls)
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--version"])

@@ -140,3 +140,18 @@ def test_find_names_the_node_or_says_what_to_do() -> None:
 def test_student_that_there_is_not(arguments: tuple[str, int, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         plan().student_node(*arguments)
+
+
+def test_images_ahead_are_those_of_the_longest_chain() -> None:
+    made = plan(
+        "recipe={tsm: {images: 96}, dm: {images: 1280, regression: null}, adm: {images: 256, regression: null}}"
+    )
+    chain = made.variant("single").students[0].stages
+    assert [made.images_ahead(node) for node in chain] == [1536, 256]
+    assert made.images_ahead(made.variant("single").bundle) == 0
+    # four times the images, and its partition waits behind nothing
+    longest = made.variant("single-matched-compute")
+    assert longest.partition is not None
+    assert made.images_ahead(longest.partition) == made.images_ahead(made.data) == 4 * 1536
+    small = made.variant("msd4-small").students[0].stages
+    assert [made.images_ahead(node) for node in small] == [1632, 1536, 256]
