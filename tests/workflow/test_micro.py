@@ -119,13 +119,13 @@ def test_second_snakemake_stops_at_the_lock_of_a_living_one(
     copy: WorkingCopy, started: list[subprocess.Popen[str]]
 ) -> None:
     overlay = copy.overlay("locked", {})
-    first = copy.start("data_ready", configfile=overlay)
+    first = copy.start("students", configfile=overlay)
     started.append(first)
     wait_for(copy, ".snakemake/locks/*.output.lock", first)
-    assert "LockException" in copy.run("data_ready", configfile=overlay, fails=True)
+    assert "LockException" in copy.run("students", configfile=overlay, fails=True)
     output, _ = first.communicate(timeout=TIMEOUT)
     assert first.returncode == 0, output
-    assert NOTHING in copy.run("data_ready", configfile=overlay)
+    assert NOTHING in copy.run("students", configfile=overlay)
 
 
 @pytest.mark.slow
