@@ -42,17 +42,36 @@ class Data(Section):
     evaluation_share: Share = Field(0.5, description="share of each class held out: training never sees it")
 
 
-class Network(Section):
-    """An ADM UNet; resolution, channels and classes come from the data."""
+class Song(Section):
+    """What tells DDPM++ (the defaults) from NCSN++ (fourier, residual, taps 1 3 3 1, noise_channel_mult 2)."""
 
-    architecture: Literal["adm"] = "adm"
+    embedding: Literal["positional", "fourier"] = "positional"
+    noise_channel_mult: PositiveInt = Field(1, description="width of the noise embedding, in units of model_channels")
+    encoder: Literal["standard", "skip", "residual"] = "standard"
+    decoder: Literal["standard", "skip"] = "standard"
+    taps: list[PositiveFloat] = Field(default=[1.0, 1.0], description="of the resampling filter")
+
+
+class Network(Section):
+    """A UNet and its preconditioning; resolution, channels and classes come from the data."""
+
+    architecture: Literal["adm", "song"] = Field("adm", description="song: DDPM++ and NCSN++")
+    preconditioning: Literal["edm", "vp", "ve", "iddpm"] = "edm"
     model_channels: PositiveInt = Field(description="base width")
     channel_mult: list[PositiveInt] = Field(description="width of each resolution level, in units of model_channels")
     num_blocks: PositiveInt = Field(description="residual blocks per level")
     attn_resolutions: list[PositiveInt] = Field(default=[], description="resolutions with self-attention")
     dropout: Share = 0.0
     label_dropout: Share = Field(0.0, description="share of labels dropped in training")
+    augment_dim: int = Field(0, ge=0, description="width of augmentation labels; 0: none")
     pixel_unshuffle: PositiveInt = Field(1, description="pixels per side folded into channels around the network")
+    song: Song | None = Field(None, description="what only `song` has; defaults: DDPM++")
+
+    @model_validator(mode="after")
+    def _song_of_song(self) -> Network:
+        if self.song is not None and self.architecture != "song":
+            raise ValueError("the block `song` is for architecture: song")
+        return self
 
 
 class Optimizer(Section):

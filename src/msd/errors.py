@@ -73,6 +73,12 @@ class TrackingError(MsdError):
     exit_code = 9
 
 
+class UnsafeFileError(MsdError):
+    """A file would have to be executed to be read; it was not."""
+
+    exit_code = 10
+
+
 class InterruptedRun(MsdError):
     """A signal asked the run to stop; it was saved and the same command goes on (EX_TEMPFAIL)."""
 

@@ -25,9 +25,9 @@ def tensor_by_rule(seed: int, name: str, shape: tuple[int, ...]) -> torch.Tensor
 
 
 def fill(net: nn.Module, seed: int) -> None:
-    """Set every parameter of ``net`` by the rule."""
+    """Set every parameter of ``net``, and the Fourier frequencies, by the rule."""
     with torch.no_grad():
-        for name, p in net.named_parameters():
+        for name, p in net.state_dict().items():
             p.copy_(tensor_by_rule(seed, name, tuple(p.shape)))
 
 

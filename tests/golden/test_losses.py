@@ -11,28 +11,18 @@ from rule import fill, relative_error, tensor_by_rule
 from safetensors.torch import load_file
 
 from msd.distill.losses import discriminator_loss, dm_loss, fake_score_loss, generator_adversarial_loss
-from msd.networks.adm import ADMUNet
+from msd.networks import Preconditioned
 from msd.networks.discriminator import Discriminator
-from msd.networks.precond import EDMPrecond
+from msd.networks.edm_pickle import describe
+from msd.networks.files import build_network
 
 HERE = Path(__file__).parent / "dmd2"
 INDEX = json.loads((HERE / "index.json").read_text())
 
 
-def build(seed: int) -> EDMPrecond:
-    a = INDEX["init_kwargs"]
-    model = ADMUNet(
-        resolution=a["img_resolution"],
-        in_channels=a["img_channels"],
-        out_channels=a["img_channels"],
-        label_dim=a["label_dim"],
-        model_channels=a["model_channels"],
-        channel_mult=tuple(a["channel_mult"]),
-        num_blocks=a["num_blocks"],
-        attn_resolutions=tuple(a["attn_resolutions"]),
-    )
-    shape = (a["img_channels"], a["img_resolution"], a["img_resolution"])
-    net = EDMPrecond(model, image_shape=shape, label_dim=a["label_dim"])
+def build(seed: int) -> Preconditioned:
+    network, image_shape, classes = describe("EDMPrecond", (), INDEX["init_kwargs"])
+    net = build_network(network, image_shape=image_shape, num_conditions=classes, seed=0)
     fill(net, seed)
     return net.eval()
 
@@ -43,7 +33,7 @@ def golden() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def fake_score() -> EDMPrecond:
+def fake_score() -> Preconditioned:
     return build(INDEX["seeds"]["fake_score"])
 
 
@@ -63,11 +53,11 @@ def noised(
     return x + sigma.reshape(-1, 1, 1, 1) * golden[f"{prefix}.noise{i}"], sigma
 
 
-def test_noise_grid(golden: dict[str, torch.Tensor], fake_score: EDMPrecond) -> None:
+def test_noise_grid(golden: dict[str, torch.Tensor], fake_score: Preconditioned) -> None:
     assert relative_error(fake_score.noise_grid, golden["karras_sigmas"]) <= 1e-6
 
 
-def test_distribution_matching(golden: dict[str, torch.Tensor], fake_score: EDMPrecond) -> None:
+def test_distribution_matching(golden: dict[str, torch.Tensor], fake_score: Preconditioned) -> None:
     teacher = build(INDEX["seeds"]["teacher"])
     x, cond = golden["images"].clone().requires_grad_(True), golden["labels"].argmax(1)
     with torch.no_grad():
@@ -82,7 +72,7 @@ def test_distribution_matching(golden: dict[str, torch.Tensor], fake_score: EDMP
     assert relative_error(x.grad, golden["dm.grad_wrt_images"]) <= 1e-5
 
 
-def test_fake_score(golden: dict[str, torch.Tensor], fake_score: EDMPrecond) -> None:
+def test_fake_score(golden: dict[str, torch.Tensor], fake_score: Preconditioned) -> None:
     x, cond = golden["images"], golden["labels"].argmax(1)
     z, sigma = noised(golden, x, "fake")
     prediction = fake_score.denoise(z, sigma, cond)
@@ -93,7 +83,9 @@ def test_fake_score(golden: dict[str, torch.Tensor], fake_score: EDMPrecond) -> 
     assert relative_error(fake_score.model.out_conv.weight.grad, golden["fake.grad_out_conv_weight"]) <= 1e-5
 
 
-def test_generator_adversarial(golden: dict[str, torch.Tensor], fake_score: EDMPrecond, head: Discriminator) -> None:
+def test_generator_adversarial(
+    golden: dict[str, torch.Tensor], fake_score: Preconditioned, head: Discriminator
+) -> None:
     x, cond = golden["images"].clone().requires_grad_(True), golden["labels"].argmax(1)
     z, sigma = noised(golden, x, "gen_cls")
     loss = generator_adversarial_loss(head(fake_score.features(z, sigma, cond)))
@@ -102,7 +94,7 @@ def test_generator_adversarial(golden: dict[str, torch.Tensor], fake_score: EDMP
     assert relative_error(x.grad, golden["gen_cls.grad_wrt_images"]) <= 1e-5
 
 
-def test_discriminator(golden: dict[str, torch.Tensor], fake_score: EDMPrecond, head: Discriminator) -> None:
+def test_discriminator(golden: dict[str, torch.Tensor], fake_score: Preconditioned, head: Discriminator) -> None:
     logits = []
     for i, (images, labels) in enumerate((("real_images", "real_labels"), ("images", "labels"))):
         z, sigma = noised(golden, golden[images], "guidance_cls", i)

@@ -15,7 +15,7 @@ from msd.errors import ConfigError, DamagedFileError
 from msd.evaluate.classifier import Classifier, accuracy, load_classifier, save_classifier
 from msd.evaluate.metrics import asked_class_share, distances
 from msd.evaluate.sampling import conditions_of_images, sample
-from msd.networks import EDMPrecond, save_network
+from msd.networks import Preconditioned, save_network
 from msd.store import Manifest
 
 FEATURES = ROOT / "resources" / "metrics" / "digits-features.safetensors"
@@ -33,7 +33,7 @@ def train(digits: Manifest) -> LabelledImages:
     return open_half(digits, "train")
 
 
-def constant_network(seed: int, level: float) -> EDMPrecond:
+def constant_network(seed: int, level: float) -> Preconditioned:
     """A student that draws images of one constant level, by zero weights and a bias."""
     net = network(seed)
     with torch.no_grad():
@@ -43,7 +43,7 @@ def constant_network(seed: int, level: float) -> EDMPrecond:
     return net
 
 
-def write_bundle(folder: Path, parts: list[list[int]], students: list[EDMPrecond]) -> Path:
+def write_bundle(folder: Path, parts: list[list[int]], students: list[Preconditioned]) -> Path:
     """A bundle as `msd bundle` leaves it."""
     files = {}
     for k, net in enumerate(students):

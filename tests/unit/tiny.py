@@ -14,7 +14,7 @@ from msd.distill.adm import AdmStep
 from msd.distill.dm import DmStep, Pairs
 from msd.distill.tsm import TsmStep
 from msd.draws import Draws
-from msd.networks import EDMPrecond
+from msd.networks import Preconditioned
 from msd.networks.discriminator import Discriminator
 from msd.networks.files import build_network
 
@@ -34,7 +34,7 @@ STAGE: dict[str, Any] = {
 REGRESSION = {"weight": 0.5, "pairs": 12, "batch_size": 5, "metric": "l2"}
 
 
-def network(seed: int = 0, **changes: Any) -> EDMPrecond:
+def network(seed: int = 0, **changes: Any) -> Preconditioned:
     """A network of 8 channels for 8×8 images. Its zero-initialised layers are filled, so that every gradient flows."""
     description = {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "pixel_unshuffle": 2} | changes
     net = build_network(

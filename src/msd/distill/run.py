@@ -15,7 +15,7 @@ from msd.distill.dm import DmStep, Pairs
 from msd.distill.tsm import TsmStep
 from msd.draws import Draws, noise_of_images, stream_seed
 from msd.errors import ConfigError
-from msd.networks import EDMPrecond, load_network, sample_teacher, save_network
+from msd.networks import Preconditioned, load_network, sample_teacher, save_network
 from msd.networks.discriminator import Discriminator
 from msd.networks.files import build_network
 from msd.plan import Node
@@ -33,7 +33,7 @@ class _Inputs:
         seed = node.settings.get("seed", 0)
         self.draws = Draws(stream_seed(seed, node.kind, 0), self.device)
 
-    def network(self, role: str, name: str) -> EDMPrecond:
+    def network(self, role: str, name: str) -> Preconditioned:
         """A fresh copy of a network that an input made."""
         return load_network(self.manifests[role].file(name)).to(self.device)
 
@@ -122,7 +122,7 @@ def run_adm(node: Node, compute: Compute, progress: Progress) -> Manifest:
     return run_job(_student_job(inputs, settings, make_step, {"data": data.sha256}), compute, progress)
 
 
-def _networks(inputs: _Inputs) -> tuple[EDMPrecond, EDMPrecond, EDMPrecond, torch.Tensor]:
+def _networks(inputs: _Inputs) -> tuple[Preconditioned, Preconditioned, Preconditioned, torch.Tensor]:
     """Student, teacher and fake score to start from, and the part's conditions."""
     teacher = inputs.network("teacher", "weights")
     if inputs.node.kind == "adm":
@@ -161,7 +161,7 @@ def _student_job(inputs: _Inputs, settings: Dm, make_step: Any, further_identity
 
 
 def _save(net: torch.nn.Module, path: Path) -> Path:
-    assert isinstance(net, EDMPrecond)
+    assert isinstance(net, Preconditioned)
     save_network(net, path)
     return path
 

@@ -9,15 +9,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from msd.config import Network
+from msd.config import Network, Song
 from msd.errors import DamagedFileError
 from msd.networks.adm import ADMUNet
-from msd.networks.precond import EDMPrecond
+from msd.networks.edm_pickle import read_edm_pickle
+from msd.networks.precond import PRECONDITIONINGS, Preconditioned
+from msd.networks.raw import RawNetwork
+from msd.networks.song import SongUNet
 from msd.store import canonical_json, write_with
 from msd.weights import METADATA_KEY, NETWORK_FORMAT, read_header
 
 
-def build_network(network: Network, *, image_shape: tuple[int, int, int], num_conditions: int, seed: int) -> EDMPrecond:
+def build_network(
+    network: Network, *, image_shape: tuple[int, int, int], num_conditions: int, seed: int
+) -> Preconditioned:
     """A freshly initialised network; its weights are a function of ``seed`` alone.
 
     Args:
@@ -26,23 +31,12 @@ def build_network(network: Network, *, image_shape: tuple[int, int, int], num_co
         num_conditions: number of classes.
         seed: of the initial weights.
     """
-    channels, height, _ = image_shape
-    fold = network.pixel_unshuffle
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = ADMUNet(
-            resolution=height // fold,
-            in_channels=channels * fold**2,
-            out_channels=channels * fold**2,
-            label_dim=num_conditions,
-            model_channels=network.model_channels,
-            channel_mult=tuple(network.channel_mult),
-            num_blocks=network.num_blocks,
-            attn_resolutions=tuple(network.attn_resolutions),
-            dropout=network.dropout,
-            label_dropout=network.label_dropout,
+        model = _raw_network(network, image_shape, num_conditions)
+        net = PRECONDITIONINGS[network.preconditioning](
+            model, image_shape=image_shape, pixel_unshuffle=network.pixel_unshuffle
         )
-        net = EDMPrecond(model, image_shape=image_shape, label_dim=num_conditions, pixel_unshuffle=fold)
     net.description = {
         "network": network.model_dump(mode="json"),
         "image_shape": list(image_shape),
@@ -51,20 +45,49 @@ def build_network(network: Network, *, image_shape: tuple[int, int, int], num_co
     return net
 
 
-def save_network(net: EDMPrecond, path: Path) -> None:
+def _raw_network(network: Network, image_shape: tuple[int, int, int], num_conditions: int) -> RawNetwork:
+    channels, height, _ = image_shape
+    fold = network.pixel_unshuffle
+    inside = channels * fold**2
+    common: dict[str, Any] = {
+        "resolution": height // fold,
+        "in_channels": inside,
+        "out_channels": inside * (2 if network.preconditioning == "iddpm" else 1),  # it predicts a variance too
+        "label_dim": num_conditions,
+        "model_channels": network.model_channels,
+        "channel_mult": tuple(network.channel_mult),
+        "num_blocks": network.num_blocks,
+        "attn_resolutions": tuple(network.attn_resolutions),
+        "dropout": network.dropout,
+        "label_dropout": network.label_dropout,
+        "augment_dim": network.augment_dim,
+    }
+    if network.architecture == "adm":
+        return ADMUNet(**common)
+    return SongUNet(**common, **(network.song or Song()).model_dump())
+
+
+def save_network(net: Preconditioned, path: Path) -> None:
     """Write weights (as they are) and architecture to one safetensors file, atomically."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
     write_safetensors(Path(path), tensors, NETWORK_FORMAT, net.description)
 
 
-def load_network(path: Path | str) -> EDMPrecond:
-    """Read a network written by ``save_network``; eval mode, gradients off, on the CPU.
+def load_network(path: Path | str) -> Preconditioned:
+    """Read a network: a file of ``save_network``, or EDM's ``.pkl``. Eval mode, gradients off, on the CPU.
 
     Raises:
         MissingFileError: no such file.
-        DamagedFileError: truncated, not a network of this format, or weights that do not fit the architecture.
+        DamagedFileError: truncated, no network, or weights that do not fit the architecture.
+        UnsafeFileError: a pickle that holds more than a network; nothing of it was run.
     """
-    tensors, description = read_safetensors(Path(path), NETWORK_FORMAT)
+    path = Path(path)
+    if path.suffix == ".pkl":
+        file = read_edm_pickle(path)
+        net = build_network(file.network, image_shape=file.image_shape, num_conditions=file.num_conditions, seed=0)
+        fill(net, file.tensors, path)
+        return net.eval().requires_grad_(False)
+    tensors, description = read_safetensors(path, NETWORK_FORMAT)
     try:
         net = build_network(
             Network.model_validate(description["network"]),

@@ -7,7 +7,7 @@ from pathlib import Path
 from msd.config import Compute, Network, TeacherTraining
 from msd.data.archive import open_half
 from msd.draws import Draws, stream_seed
-from msd.networks import EDMPrecond, save_network
+from msd.networks import Preconditioned, save_network
 from msd.networks.files import build_network
 from msd.plan import Node
 from msd.store import Manifest
@@ -34,7 +34,7 @@ def train_teacher(node: Node, compute: Compute, progress: Progress) -> Manifest:
 
     def export(step: TeacherStep, folder: Path) -> dict[str, Path]:
         path = folder / "weights.safetensors"
-        assert isinstance(step.ema.net, EDMPrecond)
+        assert isinstance(step.ema.net, Preconditioned)
         save_network(step.ema.net, path)
         return {"weights": path}
 

@@ -1,0 +1,202 @@
+"""What ADM and Song UNets are made of: resampling convolutions, residual blocks with attention, embeddings.
+
+Parameter names are those of EDM's blocks (arXiv 2206.00364), so its weights load by name; its constant
+``resample_filter`` buffers are not kept in our files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MIN_CHANNELS_PER_GROUP = 4
+MAX_PERIOD = 10000.0
+BOX = (1.0, 1.0)
+
+
+def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
+    """32 groups, or fewer where that would leave under four channels in a group."""
+    return nn.GroupNorm(min(32, channels // MIN_CHANNELS_PER_GROUP), channels, eps=eps)
+
+
+def zero(layer: nn.Module) -> nn.Module:
+    """Set all parameters to zero, for the last layer of a residual branch."""
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer
+
+
+def positional_embedding(label: Tensor, channels: int, *, endpoint: bool = False) -> Tensor:
+    """Transformer position embedding of the noise label, cosines first.
+
+    Args:
+        label: (B,).
+        channels: even width of the result.
+        endpoint: the lowest frequency is exactly 1/10000.
+
+    Returns:
+        (B, channels) float32.
+    """
+    half = channels // 2
+    steps = torch.arange(half, dtype=torch.float32, device=label.device) / (half - endpoint)
+    phase = label.float().outer(MAX_PERIOD**-steps)
+    return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+def fourier_embedding(label: Tensor, frequencies: Tensor) -> Tensor:
+    """Random Fourier features of the noise label (B,) at ``frequencies`` (C/2,), cosines first: (B, C) float32."""
+    phase = label.float().outer(2 * math.pi * frequencies.float())
+    return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+class Resample(nn.Module):
+    """Twice or half the size through a separable filter; no parameters.
+
+    Args:
+        up, down: at most one of them; with neither, the identity.
+        taps: of the filter, normalised here. (1, 1) repeats pixels upwards and averages them downwards.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, *, up: bool = False, down: bool = False, taps: Sequence[float] = BOX) -> None:
+        super().__init__()
+        self.up, self.down, self.box = up, down, tuple(taps) == BOX
+        f = torch.tensor(taps, dtype=torch.float32)
+        self.register_buffer("kernel", (f.outer(f) / f.sum().square())[None, None], persistent=False)
+        self.padding = (len(taps) - 1) // 2
+
+    def forward(self, x: Tensor, padding: int = 0) -> Tensor:
+        """x (B, C, H, W) → (B, C, H', W'); ``padding`` is what an earlier convolution has already added."""
+        if self.box and not padding:
+            if self.up:
+                return F.interpolate(x, scale_factor=2, mode="nearest")
+            return F.avg_pool2d(x, 2) if self.down else x
+        channels = x.shape[1]
+        kernel = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
+        if self.up:
+            return F.conv_transpose2d(x, 4 * kernel, groups=channels, stride=2, padding=self.padding)
+        if self.down:
+            return F.conv2d(x, kernel, groups=channels, stride=2, padding=self.padding - padding)
+        return x
+
+
+class ResampleConv(nn.Conv2d):
+    """A same-padded convolution after optional resampling.
+
+    Args:
+        cin, cout: channels.
+        kernel: odd size.
+        up, down, taps: see ``Resample``.
+        filter_last: convolve first, on an input padded for both, then filter (EDM's fused down-sampling).
+    """
+
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        kernel: int,
+        *,
+        up: bool = False,
+        down: bool = False,
+        taps: Sequence[float] = BOX,
+        filter_last: bool = False,
+    ) -> None:
+        super().__init__(cin, cout, kernel, padding=kernel // 2)
+        self.resample, self.filter_last = Resample(up=up, down=down, taps=taps), filter_last
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.filter_last:
+            extra = self.resample.padding
+            wide = F.conv2d(x, self.weight, None, padding=self.kernel_size[0] // 2 + extra)
+            return self.resample(wide, padding=extra) + self._bias()
+        return super().forward(self.resample(x))
+
+    def _bias(self) -> Tensor:
+        assert self.bias is not None
+        return self.bias[:, None, None]
+
+
+class UNetBlock(nn.Module):
+    """Residual block conditioned on an embedding, with optional resampling and self-attention.
+
+    Args:
+        cin, cout: channels.
+        embedding: width of the embedding.
+        up, down, taps: resampling.
+        heads: of the attention; 0 for none.
+        dropout: in training.
+        scale_shift: the embedding scales and shifts (ADM); else it is added before the normalisation (DDPM++).
+        skip_scale: factor on every residual sum.
+        skip_conv: a convolution on the skip also where only the size changes.
+        eps: of the normalisations.
+    """
+
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        embedding: int,
+        *,
+        up: bool = False,
+        down: bool = False,
+        taps: Sequence[float] = BOX,
+        heads: int = 0,
+        dropout: float = 0.0,
+        scale_shift: bool = True,
+        skip_scale: float = 1.0,
+        skip_conv: bool = False,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.heads, self.dropout = cin, cout, heads, dropout
+        self.scale_shift, self.skip_scale = scale_shift, skip_scale
+        self.norm0 = group_norm(cin, eps)
+        self.conv0 = ResampleConv(cin, cout, 3, up=up, down=down, taps=taps)
+        self.affine = nn.Linear(embedding, cout * (2 if scale_shift else 1))
+        self.norm1 = group_norm(cout, eps)
+        self.conv1 = zero(nn.Conv2d(cout, cout, 3, padding=1))
+        self.skip: nn.Module
+        if cin != cout or (skip_conv and (up or down)):
+            self.skip = ResampleConv(cin, cout, 1, up=up, down=down, taps=taps)
+        else:
+            self.skip = Resample(up=up, down=down, taps=taps)
+        if heads:
+            self.norm2 = group_norm(cout, eps)
+            self.qkv = nn.Conv2d(cout, 3 * cout, 1)
+            self.proj = zero(nn.Conv2d(cout, cout, 1))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x (B, cin, H, W), embedding (B, E) → (B, cout, H', W')."""
+        shortcut = self.skip(x)
+        x = self.conv0(F.silu(self.norm0(x)))
+        e = self.affine(embedding)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = e.chunk(2, dim=1)
+            x = F.silu(torch.addcmul(shift, self.norm1(x), scale + 1))
+        else:
+            x = F.silu(self.norm1(x + e))
+        x = self._scaled(self.conv1(F.dropout(x, self.dropout, self.training)) + shortcut)
+        if self.heads:
+            x = self._scaled(self.proj(self._attend(self.norm2(x))) + x)
+        return x
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.skip_scale == 1 else x * self.skip_scale
+
+    def _attend(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        # EDM's channel order is (head, channel of the head, q/k/v)
+        q, k, v = self.qkv(x).reshape(b, self.heads, c // self.heads, 3, h * w).transpose(2, 4).unbind(3)
+        return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(b, c, h, w)
+
+
+def drop_labels(labels: Tensor, share: float, training: bool) -> Tensor:
+    """Set a share of label rows (B, C) to zero in training, for classifier-free guidance."""
+    if not (training and share):
+        return labels
+    return labels * (torch.rand(len(labels), 1, device=labels.device) >= share)
