@@ -38,7 +38,8 @@ def build_network(
             model, image_shape=image_shape, pixel_unshuffle=network.pixel_unshuffle
         )
     net.description = {
-        "network": network.model_dump(mode="json"),
+        # only what departs from the defaults: settings that later versions add do not change a file's bytes
+        "network": network.model_dump(mode="json", exclude_defaults=True),
         "image_shape": list(image_shape),
         "num_conditions": num_conditions,
     }
