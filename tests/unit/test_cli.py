@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tiny import ROOT
 
 from msd.cli.main import build_parser, main
 from msd.config import load
+from msd.networks import load_network
 from msd.plan import Plan
 from msd.store import Manifest
 
@@ -159,6 +161,39 @@ def test_short_jobs_do_not_wait_for_torch(place: Path) -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("manifest.json") == len(calls)
+
+
+def test_cost_of_the_imagenet_networks(place: Path) -> None:
+    """Nothing is downloaded for it, and another width gives other numbers."""
+    (place / "imagenet64.yaml").write_text((ROOT / "experiments" / "imagenet64.yaml").read_text())
+    command = ["network", "summary", "--json", "--configfile", "imagenet64.yaml"]
+    costs = json.loads(msd(place, *command).stdout)
+    assert costs["teacher"]["parameters"] == 295_899_267
+    assert round(costs["teacher"]["gflop"], 1) == 219.3
+    for name, share in (("minus42", 0.42), ("minus71", 0.71)):
+        assert abs(1 - costs[name]["parameters"] / costs["teacher"]["parameters"] - share) < 0.01
+    narrow = json.loads(msd(place, *command, "--config", "teacher.network.model_channels=128").stdout)
+    assert narrow["teacher"]["parameters"] < 0.5 * costs["teacher"]["parameters"]
+    assert narrow["teacher"]["gflop"] < 0.5 * costs["teacher"]["gflop"]
+    assert "295,899,267" in msd(place, *[c for c in command if c != "--json"]).stdout
+
+
+def test_recipe_without_its_data_says_what_is_missing(place: Path) -> None:
+    (place / "imagenet64.yaml").write_text((ROOT / "experiments" / "imagenet64.yaml").read_text())
+    error = expect(place, 3, "data", "--configfile", "imagenet64.yaml")
+    assert "data/imagenet64" in error
+    assert "docs/data.md" in error
+
+
+def test_convert_a_reference_pickle(shared: Path, tmp_path: Path) -> None:
+    pickle, out = shared / "golden" / "edm" / "adm_cond.pkl", tmp_path / "out.safetensors"
+    assert "2,190,147 parameters" in msd(tmp_path, "teacher", "convert", str(pickle), str(out)).stdout
+    assert load_network(out).num_parameters == 2_190_147
+    damaged = tmp_path / "damaged.pkl"
+    damaged.write_bytes(pickle.read_bytes()[:-1000] + bytes(1000))
+    result = msd(tmp_path, "teacher", "convert", "--sha256", "0" * 64, str(damaged), str(tmp_path / "not.safetensors"))
+    assert result.returncode == 4
+    assert not list(tmp_path.glob("not*"))
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

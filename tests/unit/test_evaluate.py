@@ -127,24 +127,24 @@ def test_real_images_show_what_they_are(real: LabelledImages) -> None:
 
 
 def test_real_images_are_close_to_real_images(real: LabelledImages, train: LabelledImages) -> None:
-    found = distances(train.images, real.images, FEATURES, 3)
+    found = distances(train.images, real.images, FEATURES, 3, "fd_digits")
     assert 0 < found["fd_digits"] < 5
     assert found["precision"] > 0.8
     assert found["recall"] > 0.8
 
 
 def test_a_set_is_at_no_distance_from_itself(real: LabelledImages) -> None:
-    found = distances(real.images, real.images, FEATURES, 3)
+    found = distances(real.images, real.images, FEATURES, 3, "fd_digits")
     assert abs(found["fd_digits"]) < 1e-3
     assert found["precision"] == found["recall"] == 1
 
 
 def test_what_is_missing_costs_recall_and_what_is_wrong_costs_precision(real: LabelledImages) -> None:
     ones = real.images[real.labels == 1]
-    few_classes = distances(ones, real.images, FEATURES, 3)
+    few_classes = distances(ones, real.images, FEATURES, 3, "fd_digits")
     assert few_classes["precision"] > 0.9
     assert few_classes["recall"] < 0.3
-    inverted = distances(255 - real.images[:500], real.images, FEATURES, 3)
+    inverted = distances(255 - real.images[:500], real.images, FEATURES, 3, "fd_digits")
     assert inverted["precision"] < 0.1
     assert inverted["fd_digits"] > few_classes["fd_digits"] / 10 > 1
 
@@ -159,7 +159,7 @@ def test_distance_is_the_gaussians(real: LabelledImages, train: LabelledImages) 
         a, b = (net.of_uint8(torch.from_numpy(h.images[:1000].copy()))[0].double().numpy() for h in (train, real))
     ca, cb = np.cov(a.T), np.cov(b.T)
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
-    found = distances(train.images[:1000], real.images[:1000], FEATURES, 3)["fd_digits"]
+    found = distances(train.images[:1000], real.images[:1000], FEATURES, 3, "fd_digits")["fd_digits"]
     assert found == pytest.approx(expected, rel=1e-3)
 
 

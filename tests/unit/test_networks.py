@@ -108,6 +108,15 @@ def test_spoilt_file_is_one_clear_error(spoil: Callable[[Path], None], saved: Pa
     assert damaged.value.why
 
 
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9, 1.0])
+def test_one_flipped_bit_anywhere_is_found(share: float, saved: Path) -> None:
+    content = bytearray(saved.read_bytes())
+    content[int(share * (len(content) - 1))] ^= 1
+    saved.write_bytes(content)
+    with pytest.raises(DamagedFileError, match="weights file"):
+        load_network(saved)
+
+
 @pytest.mark.parametrize("description", [{}, [], {"network": {"model_chanels": 8}}])
 def test_description_that_describes_nothing(description: object, saved: Path) -> None:
     write_safetensors(saved, load_file(saved), NETWORK_FORMAT, description)

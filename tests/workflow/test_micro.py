@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import pandas as pd
 import pytest
 from working_copy import WorkingCopy, stop, trained_between
+
+from msd.store import Manifest
 
 NOTHING = "Nothing to be done"
 THREE_PARTS = [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
@@ -187,3 +192,18 @@ def test_compute_settings_train_nothing(copy: WorkingCopy, whole: str) -> None:
     before = copy.starts("micro")
     assert NOTHING in copy.run("students", "--config", "compute={device: cpu, checkpoint_every_updates: 1}")
     assert copy.starts("micro") == before
+
+
+def test_a_student_from_elsewhere_is_a_row_like_the_others(copy: WorkingCopy, whole: str) -> None:
+    trained = Manifest.read(copy.results("micro") / "variants" / "pair" / "student-0" / "manifest.json")
+    elsewhere = copy.folder / "elsewhere.safetensors"
+    shutil.copyfile(trained.file("student"), elsewhere)
+    row = {"model": "weights", "path": elsewhere.name, "sha256": trained.sha256("student")}
+    overlay = copy.overlay("foreign", {"experiment": "foreign", "variants": {"elsewhere": row}})
+    copy.run("all", configfile=overlay)
+    (found,) = pd.read_csv(copy.results("foreign") / "ablation.csv").to_dict("records")
+    assert found["variant"] == "elsewhere"
+    assert (found["students"], found["nfe"]) == (1, 1)
+    assert found["parameters_per_student"] == trained.results["parameters"]
+    assert math.isnan(found["images_total"])  # nobody told us
+    assert found["fd_digits"] > 0

@@ -114,3 +114,9 @@ def test_settings_on_the_command_line_reach_the_plan(copy: WorkingCopy) -> None:
     for variant in ("single", "msd4"):
         assert str(plan.student_node(variant, 0, "adm").manifest) in output
     assert "pairs" not in jobs(output)
+
+
+def test_imagenet_recipe_resolves_without_data_or_teacher(copy: WorkingCopy) -> None:
+    output = copy.run("all", "--dry-run", configfile="experiments/imagenet64.yaml", profile="slurm")
+    found = jobs(output)
+    assert (found["tsm"], found["dm"], found["adm"]) == (2, 14, 14)  # 1 + 4 + 1 + 4 + 4 students, two smaller networks

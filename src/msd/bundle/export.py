@@ -33,7 +33,7 @@ def export_network(plan: Plan, role: str, out: Path) -> Path:
         "code": trained.body["code"],
     }
     if role == "teacher":
-        scored = [v for v in plan.variants.values() if v.partition is None]
+        scored = [v for v in plan.variants.values() if v.bundle.settings["model"] == "teacher"]
         if scored:
             evaluation = Manifest.read(scored[0].evaluation.manifest).results
             origin["evaluation"] = {key: evaluation[key] for key in ("metric", "metrics", "nfe")}

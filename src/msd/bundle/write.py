@@ -8,6 +8,7 @@ from typing import Any
 
 from msd.plan import Node, VariantPlan
 from msd.store import Manifest, link, read_json, write_with
+from msd.weights import NETWORK_FORMAT, fetch_weights, read_header
 
 
 def write_bundle(variant: VariantPlan, out: Path) -> Manifest:
@@ -18,13 +19,21 @@ def write_bundle(variant: VariantPlan, out: Path) -> Manifest:
     """
     node = variant.bundle
     files: dict[str, Path] = {}
+    results: dict[str, Any]
 
     def take(name: str, source: Path) -> None:
         files[name] = out / f"{name}{source.suffix}"
         write_with(files[name], lambda p: shutil.copyfile(source, p))
 
     inputs = {role: Manifest.read(n.manifest) for role, n in node.inputs.items()}
-    if variant.partition is None:
+    if node.settings["model"] == "weights":
+        path, _ = fetch_weights({"source": "file", **node.settings})
+        header = read_header(path, NETWORK_FORMAT)
+        take("student-0", path)
+        unknown = dict.fromkeys(("images_per_student", "images_total", "training_seconds"))
+        parts = [list(range(header.description["num_conditions"]))]
+        results = {"students": 1, "nfe": 1, "parameters_per_student": header.numbers, "parts": parts, **unknown}
+    elif variant.partition is None:
         teacher = inputs["teacher"]
         take("teacher", teacher.file("weights"))
         results = {

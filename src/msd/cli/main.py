@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from msd import __version__
-from msd.cli import products, stages
+from msd.cli import data, network, products, stages, teacher
+from msd.cli.actions import CommandParser
 from msd.errors import MsdError
 
 
@@ -19,8 +21,11 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="The stages are rules of the workflow: `snakemake all` runs them all. Exit codes: docs/errors.md.",
     )
     parser.add_argument("--version", action="version", version=f"msd {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=CommandParser)
     stages.register(commands)
+    data.register(commands.choices["data"])
+    teacher.register(commands.choices["teacher"])
+    network.register(commands)
     products.register(commands)
     return parser
 
@@ -35,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return e.exit_code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 

@@ -65,3 +65,11 @@ def _of_variant(plan: Plan, variant: str, student: int, kind: str) -> Node:
     if kind == "partition" and chosen.partition is not None:
         return chosen.partition
     return plan.student_node(variant, student, kind)
+
+
+def positive(text: str) -> int:
+    """An argument that is a whole number from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from msd.cli.options import add_configuration, plan_of
+from msd.cli.actions import texts
+from msd.cli.options import add_configuration, plan_of, positive
 from msd.errors import ConfigError, MissingFileError
 from msd.store import Manifest
 
@@ -94,13 +95,7 @@ def register(commands: Any) -> None:
     """Add the subcommands."""
 
     def add(name: str, run: Any, summary: str, examples: list[str]) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = commands.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            epilog="examples:\n" + "\n".join(f"  {e}" for e in examples),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, **texts(summary, examples))
         parser.set_defaults(run=run)
         return parser
 
@@ -132,7 +127,7 @@ def register(commands: Any) -> None:
     p.add_argument("--variant", help="a variant of the configuration")
     p.add_argument("--bundle", type=Path, help="or: a folder written by `msd bundle`")
     p.add_argument("--class", type=int, required=True, dest="class_id", help="the class to draw")
-    p.add_argument("--n", type=_positive, default=16, help="how many images (default: 16)")
+    p.add_argument("--n", type=positive, default=16, help="how many images (default: 16)")
     p.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     p.add_argument("--out", type=Path, required=True, help="a picture file, e.g. three.png")
     add_configuration(p)
@@ -162,10 +157,3 @@ def register(commands: Any) -> None:
     )
     p.add_argument("--uri", help="MLflow tracking URI (default: sqlite, ./mlflow.db)")
     add_configuration(p)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value

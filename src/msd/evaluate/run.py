@@ -14,7 +14,7 @@ from msd.config import Compute
 from msd.data.archive import LabelledImages, open_half
 from msd.errors import ConfigError
 from msd.evaluate.classifier import load_classifier
-from msd.evaluate.metrics import METRIC_NAME, asked_class_share, distances
+from msd.evaluate.metrics import asked_class_share, distances
 from msd.evaluate.sampling import conditions_of_images, sample
 from msd.plan import Node
 from msd.store import Manifest, write_with
@@ -37,12 +37,13 @@ def _score(
     node: Node,
     judges: dict[str, Manifest],
 ) -> dict[str, Any]:
+    name = node.settings["metric"]
     features, judge = judges["features"].file("weights"), judges["judge"].file("weights")
     share, per_class = asked_class_share(images, asked, load_classifier(judge))
-    metrics = distances(images, np.asarray(reference.images), features, node.settings["neighbours"])
+    metrics = distances(images, np.asarray(reference.images), features, node.settings["neighbours"], name)
     return {
         "metric": {
-            "name": METRIC_NAME,
+            "name": name,
             "features_sha256": judges["features"].sha256("weights"),
             "judge_sha256": judges["judge"].sha256("weights"),
             "images": len(images),

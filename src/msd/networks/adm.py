@@ -60,7 +60,8 @@ class ADMUNet(RawNetwork):
         self.map_augment = zero(nn.Linear(augment_dim, model_channels, bias=False)) if augment_dim else None
 
         def block(cin: int, cout: int, attention: bool = False, up: bool = False, down: bool = False) -> UNetBlock:
-            heads = cout // CHANNELS_PER_HEAD if attention else 0
+            most = cout // CHANNELS_PER_HEAD if attention else 0
+            heads = next((h for h in range(most, 0, -1) if cout % h == 0), 0)
             return UNetBlock(cin, cout, width, heads=heads, up=up, down=down, dropout=dropout)
 
         self.enc = nn.ModuleDict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from msd.config import Network, Song
-from msd.errors import DamagedFileError
+from msd.errors import ConfigError, DamagedFileError
 from msd.networks.adm import ADMUNet
 from msd.networks.edm_pickle import read_edm_pickle
 from msd.networks.precond import PRECONDITIONINGS, Preconditioned
@@ -33,7 +34,7 @@ def build_network(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _raw_network(network, image_shape, num_conditions)
+        model = raw_network(network, image_shape, num_conditions)
         net = PRECONDITIONINGS[network.preconditioning](
             model, image_shape=image_shape, pixel_unshuffle=network.pixel_unshuffle
         )
@@ -46,9 +47,20 @@ def build_network(
     return net
 
 
-def _raw_network(network: Network, image_shape: tuple[int, int, int], num_conditions: int) -> RawNetwork:
-    channels, height, _ = image_shape
-    fold = network.pixel_unshuffle
+def raw_network(network: Network, image_shape: tuple[int, int, int], num_conditions: int) -> RawNetwork:
+    """The UNet alone, freshly initialised from torch's global stream.
+
+    Raises:
+        ConfigError: the images' size does not suit the network.
+    """
+    channels, height, width = image_shape
+    fold, halvings = network.pixel_unshuffle, len(network.channel_mult) - 1
+    if height != width or height % (fold * 2**halvings):
+        raise ConfigError(
+            f"This network cannot take images of {height}×{width}.",
+            why=f"pixel_unshuffle {fold} and {halvings} halvings need a square whose side {fold * 2**halvings} divides",
+            todo="Give the network fewer levels (channel_mult), or resize the images.",
+        )
     inside = channels * fold**2
     common: dict[str, Any] = {
         "resolution": height // fold,
@@ -89,17 +101,23 @@ def load_network(path: Path | str) -> Preconditioned:
         fill(net, file.tensors, path)
         return net.eval().requires_grad_(False)
     tensors, description = read_safetensors(path, NETWORK_FORMAT)
-    try:
-        net = build_network(
-            Network.model_validate(description["network"]),
-            image_shape=tuple(description["image_shape"]),
-            num_conditions=description["num_conditions"],
-            seed=0,
-        )
-    except (KeyError, TypeError, ValueError) as e:
-        raise DamagedFileError("A weights file describes no network.", where=str(path), why=str(e)) from None
+    network, image_shape, classes = described_network(description, path)
+    net = build_network(network, image_shape=image_shape, num_conditions=classes, seed=0)
     fill(net, tensors, path)
     return net.eval().requires_grad_(False)
+
+
+def described_network(description: dict[str, Any], path: Path) -> tuple[Network, tuple[int, int, int], int]:
+    """Architecture, image shape (C, H, W) and number of classes from the metadata of the file ``path``.
+
+    Raises:
+        DamagedFileError: it does not say so.
+    """
+    try:
+        channels, height, width = description["image_shape"]
+        return Network.model_validate(description["network"]), (channels, height, width), description["num_conditions"]
+    except (KeyError, TypeError, ValueError) as e:
+        raise DamagedFileError("A weights file describes no network.", where=str(path), why=str(e)) from None
 
 
 def fill(net: nn.Module, tensors: dict[str, torch.Tensor], path: Path | str) -> None:
@@ -117,17 +135,35 @@ def fill(net: nn.Module, tensors: dict[str, torch.Tensor], path: Path | str) -> 
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], file_format: str, description: Any) -> None:
-    """Write tensors with their format and description, atomically; equal content gives equal bytes."""
+    """Write tensors with their format, description and digest, atomically; equal content gives equal bytes."""
+    about = {"format": file_format, "description": description, "sha256": tensors_sha256(tensors)}
     # one key: safetensors writes several in random order
-    metadata = {METADATA_KEY: canonical_json({"format": file_format, "description": description})}
-    write_with(path, lambda p: save_file(tensors, p, metadata=metadata))
+    write_with(path, lambda p: save_file(tensors, p, metadata={METADATA_KEY: canonical_json(about)}))
 
 
 def read_safetensors(path: Path, file_format: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and description of a safetensors file of a known format.
+    """Tensors and description of a safetensors file of a known format, checked against the digest that it carries.
 
     Raises:
         MissingFileError, DamagedFileError.
     """
-    description, _ = read_header(path, file_format)
-    return load_file(path), description
+    header = read_header(path, file_format)
+    tensors = load_file(path)
+    if tensors_sha256(tensors) != header.sha256:
+        raise DamagedFileError(
+            "The tensors of a weights file are not those that were written.",
+            where=str(path),
+            why="their sha256 is another than the file's own record",
+            todo="Fetch or make the file again.",
+        )
+    return tensors, header.description
+
+
+def tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes, in the order of the names."""
+    h = hashlib.sha256()
+    for name in sorted(tensors):
+        t = tensors[name].detach().cpu().contiguous()
+        h.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
+        h.update(t.reshape(-1).view(torch.uint8).numpy().data)
+    return h.hexdigest()

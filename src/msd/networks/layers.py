@@ -19,8 +19,9 @@ BOX = (1.0, 1.0)
 
 
 def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
-    """32 groups, or fewer where that would leave under four channels in a group."""
-    return nn.GroupNorm(min(32, channels // MIN_CHANNELS_PER_GROUP), channels, eps=eps)
+    """32 groups, or as many as divide the channels and leave four or more in each."""
+    most = min(32, channels // MIN_CHANNELS_PER_GROUP)
+    return nn.GroupNorm(next(g for g in range(most, 0, -1) if channels % g == 0), channels, eps=eps)
 
 
 def zero(layer: nn.Module) -> nn.Module:

@@ -204,7 +204,7 @@ def _row(plan: Plan, variant: VariantPlan, of: Callable[[Node], Manifest]) -> Ro
     numbers = {
         "variant": variant.name,
         "model": settings.model,
-        "network": getattr(settings, "network", "teacher"),
+        "network": getattr(settings, "network", settings.model),
         "stages": list(getattr(settings, "stages", [])),
         "changes": dict(_flat(settings.recipe)) if isinstance(settings, StudentVariant) else {},
         **{key: _need(evaluation, key) for key in EVALUATED},

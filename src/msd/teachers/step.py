@@ -37,6 +37,9 @@ class TeacherStep:
         n, draws = self.batch_size, self.draws
         x, cond = self.data.batch(draws.integers("data", start, n, 0, len(self.data.labels)))
         x, cond = x.to(draws.device), cond.to(draws.device)
+        if self.settings.flip:
+            mirrored = draws.uniform("flip", start, n) < 0.5
+            x = torch.where(mirrored.reshape(-1, 1, 1, 1), x.flip(3), x)
         sigma = draw_sigma(self.settings.noise, draws, start, n, self.net.noise_grid)
         noised = x + sigma.reshape(-1, 1, 1, 1) * draws.normal("noise", start, tuple(x.shape))
         # dropout, where a network has it, draws from torch's global stream: tie that to the image index too

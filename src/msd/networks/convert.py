@@ -1,0 +1,48 @@
+"""Foreign weights → our safetensors: tensors as they are, the architecture in the metadata, the origin beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from msd.errors import DamagedFileError
+from msd.networks.files import load_network, save_network
+from msd.networks.precond import Preconditioned
+from msd.store import code_version, file_record, sha256_file, write_json
+
+
+def convert(source: Path, out: Path, net: Preconditioned | None = None) -> dict[str, Any]:
+    """Write the network of ``source`` to ``out`` and check that it comes back exactly.
+
+    Args:
+        source: an EDM pickle, or any file that ``net`` was read from.
+        out: the safetensors file; its origin goes beside it with the ending .json, as ``msd export`` writes it.
+        net: the network, if it was read already.
+
+    Returns:
+        The origin.
+
+    Raises:
+        MissingFileError, DamagedFileError, UnsafeFileError: see ``load_network``. Nothing is written.
+    """
+    net = load_network(source) if net is None else net
+    save_network(net, out)
+    again = load_network(out).state_dict()
+    for name, tensor in net.state_dict().items():
+        if not torch.equal(tensor, again[name]):
+            out.unlink()
+            raise DamagedFileError(
+                "A converted file does not give its tensors back.", where=str(out), why=name, todo="Check the disk."
+            )
+    origin = {
+        "weights": file_record(out, out.parent),
+        "converted_from": {"name": source.name, "sha256": sha256_file(source), "bytes": source.stat().st_size},
+        "parameters": net.num_parameters,
+        "image_shape": list(net.image_shape),
+        "num_classes": net.num_conditions,
+        "code": code_version(),
+    }
+    write_json(out.with_suffix(".json"), origin)
+    return origin

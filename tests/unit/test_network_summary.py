@@ -1,0 +1,70 @@
+"""What networks cost is computed from their shapes, and right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from msd.config import Network
+from msd.errors import ConfigError
+from msd.networks.files import raw_network
+from msd.networks.summary import network_cost, stage_memory
+
+IMAGENET = {"model_channels": 192, "channel_mult": [1, 2, 3, 4], "num_blocks": 3, "attn_resolutions": [32, 16, 8]}
+SMALL = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1}
+
+
+def test_the_imagenet_teacher_has_its_known_size() -> None:
+    cost = network_cost(Network.model_validate(IMAGENET), (3, 64, 64), 1000)
+    assert cost.parameters == 295_899_267
+    assert round(cost.gflop, 1) == 219.3
+
+
+def test_width_changes_both() -> None:
+    full, narrow = (
+        network_cost(Network.model_validate(IMAGENET | {"model_channels": c}), (3, 64, 64), 1000) for c in (192, 128)
+    )
+    assert narrow.parameters < 0.5 * full.parameters
+    assert narrow.flops < 0.5 * full.flops
+    assert narrow.activation_bytes < full.activation_bytes
+
+
+@pytest.mark.parametrize("architecture", ["adm", "song"])
+def test_counts_are_those_of_a_real_network(architecture: str) -> None:
+    network = Network.model_validate(SMALL | {"architecture": architecture, "attn_resolutions": [8]})
+    cost = network_cost(network, (3, 16, 16), 4)
+    model = raw_network(network, (3, 16, 16), 4)
+    assert cost.parameters == sum(p.numel() for p in model.parameters())
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(t: torch.Tensor) -> torch.Tensor:
+        kept[t.untyped_storage().data_ptr()] = t
+        return t
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        model(torch.randn(1, 3, 16, 16), torch.zeros(1), torch.zeros(1, 4))
+    assert abs(counter.get_total_flops() / cost.flops - 1) < 0.01
+    for p in model.parameters():
+        kept.pop(p.untyped_storage().data_ptr(), None)
+    assert abs(sum(t.untyped_storage().nbytes() for t in kept.values()) / cost.activation_bytes - 1) < 0.2
+
+
+def test_folding_makes_a_network_cheap() -> None:
+    plain, folded = (
+        network_cost(Network.model_validate(SMALL | {"pixel_unshuffle": fold}), (1, 28, 28), 10) for fold in (1, 2)
+    )
+    assert folded.flops < 0.4 * plain.flops
+
+
+def test_memory_grows_with_batch_and_stage() -> None:
+    teacher = network_cost(Network.model_validate(SMALL), (1, 16, 16), 4)
+    dm, adm = (stage_memory(stage, teacher, teacher, 8) for stage in ("dm", "adm"))
+    assert adm - dm == 8 * teacher.activation_bytes
+    assert stage_memory("dm", teacher, teacher, 9) - dm == teacher.activation_bytes
+    assert stage_memory("tsm", teacher, teacher, 8) < dm
+
+
+def test_images_that_do_not_fit() -> None:
+    with pytest.raises(ConfigError, match="cannot take images of 28×28"):
+        raw_network(Network.model_validate(SMALL | {"channel_mult": [1, 2, 2, 2]}), (1, 28, 28), 10)
