@@ -1,4 +1,4 @@
-"""Adversarial distribution matching: DM goes on with a discriminator on the fake score's bottleneck (DMD2; MSD).
+"""Adversarial distribution matching: DM goes on with a discriminator on a bottleneck (DMD2; MSD).
 
 Not to be confused with the ADM UNet. The real images are those of the student's own part.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from msd import config
 from msd.data.archive import LabelledImages
 from msd.distill.dm import DmStep
-from msd.distill.losses import discriminator_loss, generator_adversarial_loss
+from msd.distill.losses import discriminator_loss, divergence_weights, generator_adversarial_loss, r1_penalty
 from msd.networks.discriminator import Discriminator
 from msd.training.step import Updater
 
@@ -22,7 +23,8 @@ class AdmStep(DmStep):
 
     Args:
         data: the training half; only images of the part are used.
-        discriminator: head on the fake score's bottleneck, trained; its gradient also reaches the encoder.
+        discriminator: head on a bottleneck, trained. On the fake score's, its gradient also reaches the encoder; on
+            the frozen teacher's, the student's score and features come from one pass.
         others: as for ``DmStep``.
     """
 
@@ -41,8 +43,19 @@ class AdmStep(DmStep):
         return [*super()._critic_updaters(), self.discriminator_updater]
 
     def _student_terms(self, x: Tensor, cond: Tensor, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        terms, values = super()._student_terms(x, cond, index)
-        loss = generator_adversarial_loss(self._logits(x, cond, "generator", index))
+        if self.settings.discriminator_features == "teacher":
+            noised, sigma = self._noised_for_scores(x, index)
+            x0_teacher, features = self.teacher.denoise_with_features(noised, sigma, cond)  # one pass for both
+            x0_teacher, noised = x0_teacher.detach(), noised.detach()
+            logits = self.discriminator(features)
+        else:
+            noised, sigma = self._noised_for_scores(x.detach(), index)
+            with torch.no_grad():
+                x0_teacher = self.teacher.denoise(noised, sigma, cond)
+            logits = self._logits(x, cond, "generator", index)
+        weights = divergence_weights(logits, self.settings.divergence)
+        terms, values = self._dm_terms(x, cond, index, noised, sigma, x0_teacher, weights)
+        loss = generator_adversarial_loss(logits)
         terms["adversarial"] = self.settings.generator_weight * loss
         return terms, values | {"generator_adversarial_loss": loss}
 
@@ -50,20 +63,32 @@ class AdmStep(DmStep):
         terms, values = super()._critic_terms(x, cond, index)
         chosen = self.draws.integers("real", index, len(x), 0, len(self.real))
         real, real_cond = (t.to(x.device) for t in self.data.batch(self.real[chosen]))
-        logits_real = self._logits(real, real_cond, "real", index)
+        noised, sigma = self._noise_for_head(real, "real", index)
+        logits_real = self._see(noised, sigma, real_cond)
         logits_fake = self._logits(x, cond, "critic", index)
         loss = discriminator_loss(logits_real, logits_fake)
         terms["discriminator"] = self.settings.discriminator_weight * loss
-        return terms, values | {
+        values |= {
             "discriminator_loss": loss,
             "logits_real": logits_real.mean(),
             "logits_fake": logits_fake.mean(),
         }
+        if self.settings.r1_weight:
+            nearby = noised + self.settings.r1_sigma * self.draws.normal("r1", index, tuple(real.shape))
+            values["r1_penalty"] = penalty = r1_penalty(logits_real, self._see(nearby, sigma, real_cond))
+            terms["r1"] = self.settings.r1_weight * penalty
+        return terms, values
 
     def _logits(self, x: Tensor, cond: Tensor, role: str, index: int) -> Tensor:
         """The discriminator's view of diffused images; levels are drawn apart for real and fake."""
-        noised, sigma = self._noise(x, role, index, 0, len(self.fake_score.noise_grid))
-        return self.discriminator(self.fake_score.features(noised, sigma, cond))
+        return self._see(*self._noise_for_head(x, role, index), cond)
+
+    def _noise_for_head(self, x: Tensor, role: str, index: int) -> tuple[Tensor, Tensor]:
+        return self._noise(x, role, index, 0, len(self.fake_score.noise_grid))
+
+    def _see(self, noised: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+        seer = self.teacher if self.settings.discriminator_features == "teacher" else self.fake_score
+        return self.discriminator(seer.features(noised, sigma, cond))
 
     def _state(self) -> dict[str, Any]:
         return super()._state() | {

@@ -1,4 +1,6 @@
-"""Distribution matching: one student update and ``two_time_scale_ratio`` fake-score updates (DMD, DMD2).
+"""Distribution matching: ``two_time_scale_ratio`` iterations, the first with a student update (DMD, DMD2).
+
+Every iteration updates the fake score on the batch it generates; under strict alternation the first one does not.
 
 The conditions are drawn from the student's own part. The pairs of the regression loss, where it is used, are not
 filtered by part (MSD, arXiv 2410.23274), so every student keeps the full label input.
@@ -95,7 +97,8 @@ class DmStep:
             else:
                 with torch.no_grad():
                     x = self.student.generate(noise, cond)
-            values |= self._update_critic(x, cond, index)
+            if i > 0 or not self.settings.strict_alternation:
+                values |= self._update_critic(x, cond, index)
         return values
 
     def _update_student(self, x: Tensor, cond: Tensor, index: int) -> dict[str, Tensor]:
@@ -118,12 +121,39 @@ class DmStep:
 
     def _student_terms(self, x: Tensor, cond: Tensor, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted terms of the student's loss, and what to journal."""
-        low, high = self.settings.grid_range
+        noised, sigma = self._noised_for_scores(x.detach(), index)
         with torch.no_grad():
-            noised, sigma = self._noise(x, "dm", index, low, high + 1)
             x0_teacher = self.teacher.denoise(noised, sigma, cond)
+        return self._dm_terms(x, cond, index, noised, sigma, x0_teacher)
+
+    def _noised_for_scores(self, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """The input of the two scores and its levels (B,)."""
+        low, high = self.settings.grid_range
+        return self._noise(x, "dm", index, low, high + 1)
+
+    @torch.no_grad()
+    def _guided(self, x0_teacher: Tensor, noised: Tensor, sigma: Tensor) -> Tensor:
+        """The teacher's prediction under classifier-free guidance: x0(∅) + s (x0(c) − x0(∅))."""
+        scale = self.settings.teacher_guidance
+        if scale == 1:
+            return x0_teacher
+        unconditional = self.teacher.denoise_unconditional(noised, sigma)
+        return unconditional + scale * (x0_teacher - unconditional)
+
+    def _dm_terms(
+        self,
+        x: Tensor,
+        cond: Tensor,
+        index: int,
+        noised: Tensor,
+        sigma: Tensor,
+        x0_teacher: Tensor,
+        weights: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Distribution matching, and the regression where there is one."""
+        with torch.no_grad():
             x0_fake = self.fake_score.denoise(noised, sigma, cond)
-        loss, g = dm_loss(x, x0_teacher, x0_fake)
+        loss, g = dm_loss(x, self._guided(x0_teacher, noised, sigma), x0_fake, weights)
         terms = {"dm": loss}
         values = {"dm_loss": loss, "dm_gradient_mean_abs": g.abs().mean()}
         if self.settings.regression is not None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+Divergence = Literal["reverse_kl", "jensen_shannon", "forward_kl"]
+
 
 def _same_shape(*tensors: Tensor) -> None:
     shapes = {tuple(t.shape) for t in tensors}
@@ -56,7 +58,27 @@ def tsm_loss(x0_student: Tensor, x0_teacher: Tensor, sigma: Tensor, sigma_data: 
     return denoising_loss(x0_student, x0_teacher.detach(), sigma, sigma_data)
 
 
-def dm_loss(x: Tensor, x0_teacher: Tensor, x0_fake: Tensor) -> tuple[Tensor, Tensor]:
+def divergence_weights(logits: Tensor, divergence: Divergence) -> Tensor:
+    """f-distill's weights of the distribution-matching gradient: h(r) = f''(r) r² at r = exp(logit), mean 1.
+
+    h is 1 for the reverse KL divergence, r/(1+r) for Jensen–Shannon, r for the forward KL (arXiv 2502.15681, table 1).
+    The division by the batch's mean is ours: it keeps the gradient's size, so that one learning rate serves all.
+
+    Args:
+        logits: (B,) of the discriminator on the student's images, an estimate of ln(p_real/p_student).
+
+    Returns:
+        (B,) float32 without gradient.
+    """
+    _per_image(logits, logits)
+    logits = logits.detach().float()
+    if divergence == "reverse_kl":
+        return torch.ones_like(logits)
+    h = logits.sigmoid() if divergence == "jensen_shannon" else logits.softmax(0)
+    return h / h.mean()
+
+
+def dm_loss(x: Tensor, x0_teacher: Tensor, x0_fake: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Distribution matching: ½ mean (x − sg(x − g))², whose gradient with respect to x is g / numel.
 
     ``g = (D_fake(x_σ) − D_teacher(x_σ)) / mean|x − D_teacher(x_σ)|``, the mean per image (DMD, eq. 7–8 in DMD2's
@@ -65,6 +87,7 @@ def dm_loss(x: Tensor, x0_teacher: Tensor, x0_fake: Tensor) -> tuple[Tensor, Ten
     Args:
         x: (B, C, H, W) the student's images, with gradient.
         x0_teacher, x0_fake: (B, C, H, W) the two denoisers' predictions from the same noised x.
+        weights: (B,) factors of g, see ``divergence_weights``; None: all one.
 
     Returns:
         The loss (0-d float32) and g (B, C, H, W).
@@ -74,7 +97,10 @@ def dm_loss(x: Tensor, x0_teacher: Tensor, x0_fake: Tensor) -> tuple[Tensor, Ten
     with torch.no_grad():
         teacher, fake = x0_teacher.float(), x0_fake.float()
         scale = (x - teacher).abs().mean(dim=tuple(range(1, x.ndim)), keepdim=True)
-        g = torch.nan_to_num((fake - teacher) / scale, nan=0.0, posinf=0.0, neginf=0.0)
+        g = (fake - teacher) / scale
+        if weights is not None:
+            g = _per_image(weights, x) * g
+        g = torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0)
     return 0.5 * F.mse_loss(x, (x - g).detach()), g
 
 
@@ -104,6 +130,20 @@ def discriminator_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
     _per_image(logits_real, logits_real)
     _per_image(logits_fake, logits_fake)
     return F.softplus(logits_fake.float()).mean() + F.softplus(-logits_real.float()).mean()
+
+
+def r1_penalty(logits_real: Tensor, logits_nearby: Tensor) -> Tensor:
+    """R1 by finite differences: mean (h(x) − h(x + sε))², about s² mean‖∇h‖² (APT, arXiv 2501.08316).
+
+    Args:
+        logits_real, logits_nearby: (B,) of real images, and of the same ones moved a little at random.
+
+    Returns:
+        0-d float32.
+    """
+    _per_image(logits_real, logits_real)
+    _same_shape(logits_real, logits_nearby)
+    return (logits_real.float() - logits_nearby.float()).square().mean()
 
 
 def regression_loss(x: Tensor, y: Tensor, metric: Literal["huber", "l2"]) -> Tensor:

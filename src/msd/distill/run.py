@@ -18,6 +18,7 @@ from msd.errors import ConfigError
 from msd.networks import Preconditioned, load_network, sample_teacher, save_network
 from msd.networks.discriminator import Discriminator
 from msd.networks.files import build_network
+from msd.networks.slicing import slice_into
 from msd.partition.conditions import check_split
 from msd.plan import Node
 from msd.store import Manifest, read_json, write_with
@@ -74,6 +75,8 @@ def run_tsm(node: Node, compute: Compute, progress: Progress) -> Manifest:
         num_conditions=teacher.num_conditions,
         seed=stream_seed(node.settings["seed"], "initial-weights", 0),
     )
+    if settings.initial_weights == "sliced":
+        slice_into(student, teacher)
 
     def export(step: TsmStep, folder: Path) -> dict[str, Path]:
         return {"student": _save(step.ema.net, folder / "student.safetensors")}

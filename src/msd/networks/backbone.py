@@ -41,6 +41,10 @@ class Backbone(nn.Module, ABC):
         """x0 prediction, float32: x (B, C, H, W), level (B,) or 0-d, cond (B,) int64 → (B, C, H, W)."""
 
     @abstractmethod
+    def denoise_unconditional(self, x: Tensor, level: Tensor) -> Tensor:
+        """As ``denoise`` without a condition; means something only if labels were dropped in training."""
+
+    @abstractmethod
     def denoise_with_features(self, x: Tensor, level: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
         """As ``denoise``, and the bottleneck (B, c, h, w) of the same pass."""
 

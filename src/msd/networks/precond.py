@@ -96,6 +96,9 @@ class Preconditioned(Backbone):
     def denoise(self, x: Tensor, level: Tensor, cond: Tensor) -> Tensor:
         return self(x, level, self._one_hot(cond))
 
+    def denoise_unconditional(self, x: Tensor, level: Tensor) -> Tensor:
+        return self(x, level)
+
     def denoise_with_features(self, x: Tensor, level: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
         denoised, features = self._run(x, level, self._one_hot(cond))
         assert denoised is not None
