@@ -85,7 +85,16 @@ class Song(Section):
     noise_channel_mult: PositiveInt = Field(1, description="width of the noise embedding, in units of model_channels")
     encoder: Literal["standard", "skip", "residual"] = "standard"
     decoder: Literal["standard", "skip"] = "standard"
-    taps: list[PositiveFloat] = Field(default=[1.0, 1.0], description="of the resampling filter")
+    taps: list[PositiveFloat] = Field(
+        default=[1.0, 1.0], min_length=2, description="of the resampling filter, an even number"
+    )
+
+    @field_validator("taps")
+    @classmethod
+    def _even(cls, taps: list[float]) -> list[float]:
+        if len(taps) % 2:
+            raise ValueError("the resampling filter needs an even number of taps")
+        return taps
 
 
 class Network(Section):
@@ -93,8 +102,10 @@ class Network(Section):
 
     architecture: Literal["adm", "song"] = Field("adm", description="song: DDPM++ and NCSN++")
     preconditioning: Literal["edm", "vp", "ve", "iddpm"] = "edm"
-    model_channels: PositiveInt = Field(description="base width")
-    channel_mult: list[PositiveInt] = Field(description="width of each resolution level, in units of model_channels")
+    model_channels: int = Field(ge=4, multiple_of=2, description="base width")
+    channel_mult: list[PositiveInt] = Field(
+        min_length=1, description="width of each resolution level, in units of model_channels"
+    )
     num_blocks: PositiveInt = Field(description="residual blocks per level")
     attn_resolutions: list[PositiveInt] = Field(default=[], description="resolutions with self-attention")
     dropout: Share = 0.0
@@ -103,11 +114,16 @@ class Network(Section):
     pixel_unshuffle: PositiveInt = Field(1, description="pixels per side folded into channels around the network")
     song: Song | None = Field(None, description="what only `song` has; defaults: DDPM++")
 
-    @model_validator(mode="after")
-    def _song_of_song(self) -> Network:
-        if self.song is not None and self.architecture != "song":
-            raise ValueError("the block `song` is for architecture: song")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _song_of_song(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            song = values.get("architecture") == "song"
+            if values.get("song") is not None and not song:
+                raise ValueError("the block `song` is for architecture: song")
+            if song and values.get("song") is None:
+                return {**values, "song": {}}
+        return values
 
 
 class Optimizer(Section):

@@ -27,7 +27,7 @@ from msd.store import digest, one_writer, sha256_file, verify_sha256, write_text
 
 CHUNK = 1 << 16  # bytes; less than one is lost when a connection is cut
 TIMEOUT = (10, 60)  # seconds to connect, and between two bytes
-PAUSES = (1, 4, 15)  # seconds before each further attempt; an attempt that received something starts them anew
+PAUSES = (1, 4, 15)  # seconds before each further attempt; one that came further than any before starts them anew
 BUSY = {408, 425, 429, 500, 502, 503, 504}  # statuses that may pass
 KEPT = "What was received is kept; run the same command again to go on."
 ELSEWHERE = "Check the address and the network, or put the file into a folder and set MSD_MIRROR to it."
@@ -132,15 +132,15 @@ class _Cut(Exception):
 
 
 def _retry(url: str, part: Path, receive: Callable[[], None]) -> None:
-    """Attempts with growing pauses, until several in a row bring nothing."""
-    failures = 0
+    """Attempts with growing pauses, until several in a row come no further than those before."""
+    failures, furthest = 0, _size(part)
     while True:
-        before = _size(part)
         try:
             receive()
             return
         except (_Cut, requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as e:
-            failures = 0 if _size(part) > before else failures
+            if _size(part) > furthest:  # a discarded file that is received again is no progress
+                failures, furthest = 0, _size(part)
             if failures == len(PAUSES):
                 raise DownloadError(
                     "A download failed.",
@@ -205,6 +205,10 @@ def _check(response: requests.Response) -> None:
     if response.headers.get("Content-Type", "").startswith("text/html"):
         why = "the server sent a web page instead, a log-in perhaps"
         raise DownloadError("A URL gives no file.", where=shown(response.url), why=why, todo=ELSEWHERE)
+    encoding = response.headers.get("Content-Encoding", "")
+    if encoding not in ("", "identity"):  # its sizes and ranges would be those of other bytes
+        why = f"the server packs it ({encoding}), though asked not to"
+        raise DownloadError("A download was refused.", where=shown(response.url), why=why, todo=ELSEWHERE)
 
 
 def _check_room(part: Path, needed: int) -> None:

@@ -121,12 +121,19 @@ def _file(settings: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
             where=str(path),
             todo="Correct `path`, or set `source: train` to make it.",
         )
-    record = path.with_suffix(".json")
-    origin = read_json(record) if record.is_file() else {}
-    expected = settings["sha256"] or origin.get("weights", {}).get("sha256")
+    origin = _record_of(path)
+    expected = settings["sha256"] or (origin["weights"].get("sha256") if origin else None)
     if expected is not None:
         verify_sha256(path, expected, todo="Restore the file (git checkout, or copy it again) or mend the sha256.")
     return path, origin
+
+
+def _record_of(path: Path) -> dict[str, Any]:
+    """The record beside a file; empty if there is none, or if it is that of another file of the same stem."""
+    beside = path.with_suffix(".json")
+    record = read_json(beside) if beside.is_file() else {}
+    weights = record.get("weights") if isinstance(record, dict) else None
+    return record if isinstance(weights, dict) and weights.get("path") == path.name else {}
 
 
 def _known(name: str) -> tuple[Path, dict[str, Any]]:

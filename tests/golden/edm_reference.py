@@ -8,7 +8,7 @@ from typing import Any
 
 from rule import fill
 
-from msd.networks.edm_pickle import describe
+from msd.networks.edm_arguments import describe
 from msd.networks.files import build_network
 from msd.networks.precond import Preconditioned
 

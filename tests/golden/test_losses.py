@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from msd.distill.losses import discriminator_loss, dm_loss, fake_score_loss, generator_adversarial_loss
 from msd.networks import Preconditioned
 from msd.networks.discriminator import Discriminator
-from msd.networks.edm_pickle import describe
+from msd.networks.edm_arguments import describe
 from msd.networks.files import build_network
 
 HERE = Path(__file__).parent / "dmd2"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from image_files import some_images, write_npz
 
 from msd.cli.actions import CommandParser
-from msd.cli.main import build_parser
+from msd.cli.main import build_parser, main
 from msd.cli.stages import STAGES
 
 
@@ -48,3 +51,28 @@ def test_action_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str]
         build_parser().parse_args(["data", "pack"])
     assert ended.value.code == 2
     assert "usage: msd data pack" in capsys.readouterr().err
+
+
+def test_out_that_the_system_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_npz(tmp_path / "a.npz", *some_images())
+    out = tmp_path / "out"
+    out.write_text("a file")
+    assert main(["data", "pack", str(source), str(out)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("msd: FileExistsError: File exists: ")
+    assert str(out) in line
+    assert "permissions" in line
+    assert out.read_text() == "a file"
+
+
+def test_disk_that_is_full_is_one_line(tmp_path: Path) -> None:
+    source = write_npz(tmp_path / "a.npz", *some_images())
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (2000, r.getrlimit(r.RLIMIT_FSIZE)[1]))"
+    call = f"main(['data', 'pack', {str(source)!r}, {str(tmp_path / 'out')!r}])"
+    code = f"{limit}; import sys; from msd.cli.main import main; sys.exit({call})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("msd: OSError: ")
+    assert "room on its disk" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list((tmp_path / "out").iterdir()) == []

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
+import lmdb
 import numpy as np
 import pytest
 import yaml
@@ -271,16 +272,38 @@ def test_zip_member_that_points_outside(name: str, tmp_path: Path) -> None:
 
 
 def test_zip_bomb(tmp_path: Path) -> None:
-    path = edited(tmp_path / "a.zip", {"bomb.png": bytes(10**6)}, zipfile.ZIP_DEFLATED)
+    path = edited(tmp_path / "a.zip", {"bomb.png": bytes(2**26 + 1)}, zipfile.ZIP_DEFLATED)
     error = refusal(DamagedFileError, "edm-zip", path)
     assert "bomb.png" in error
-    assert "1,000,000" in error
+    assert "would unpack to 67,108,865" in error
+
+
+def test_labels_of_one_class_pack_well_and_are_no_bomb(tmp_path: Path) -> None:
+    images, labels = np.zeros((60_000, 1, 2, 2), np.uint8), np.zeros(60_000, np.int64)
+    np.savez_compressed(tmp_path / "a.npz", images=images, labels=labels)
+    with zipfile.ZipFile(tmp_path / "a.npz") as archive:
+        assert all(m.file_size > 200 * m.compress_size for m in archive.infolist())
+    assert len(open_source("npz", tmp_path / "a.npz")) == 60_000
+    assert len(open_source("idx", write_idx(tmp_path / "mnist", images, labels))) == 60_000
 
 
 def test_flipped_byte_in_a_zip_member_is_named(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "a.zip", IMAGES, LABELS)
     content = bytearray(path.read_bytes())
     content[content.index(b"IDAT") + 20] ^= 1
+    path.write_bytes(content)
+    assert "img00000000.png" in refusal(DamagedFileError, "edm-zip", path)
+
+
+@pytest.mark.parametrize("at", range(0, 200, 8))
+def test_damaged_deflated_picture_is_named(at: int, tmp_path: Path) -> None:
+    """Whatever the damage breaks first: the packed stream or its checksum."""
+    path = edited(tmp_path / "a.zip", {"00000/img00000000.png": png(IMAGES[0]) + b"text " * 99}, zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo("00000/img00000000.png")
+    content = bytearray(path.read_bytes())
+    start = member.header_offset + 30 + len(member.filename)
+    content[start + at : start + at + 8] = b"\xff" * 8
     path.write_bytes(content)
     assert "img00000000.png" in refusal(DamagedFileError, "edm-zip", path)
 
@@ -303,12 +326,37 @@ def test_cut_file(kind: str, tmp_path: Path) -> None:
 
 
 def test_bad_rows_of_lmdb_are_named(tmp_path: Path) -> None:
-    lmdb = pytest.importorskip("lmdb")
     for key, value in {"images_7_data": b"short", "labels_3_data": None, "images_shape": b"24 3 x 8"}.items():
         path = write_lmdb(tmp_path / key, IMAGES, LABELS)
         with lmdb.open(str(path), map_size=2**24) as environment, environment.begin(write=True) as transaction:
             transaction.put(key.encode(), value) if value else transaction.delete(key.encode())
         assert key in refusal(DamagedFileError, "lmdb", path)
+
+
+def test_lmdb_that_promises_more_rows_than_entries(tmp_path: Path) -> None:
+    path = write_lmdb(tmp_path / "train_lmdb", IMAGES, LABELS)
+    with lmdb.open(str(path), map_size=2**24) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"images_shape", b"10000000000000 3 8 8")
+    error = refusal(DamagedFileError, "lmdb", path)
+    assert "images_shape" in error
+    assert "10,000,000,000,000 rows, but 50 entries" in error
+
+
+@pytest.mark.parametrize("shape", [(10**13, 3, 8, 8), (25, 3, 8, 8), (23, 3, 8, 8), (-24, -8, 24), (10**13, 0, 8, 8)])
+@pytest.mark.parametrize("member", ["images", "labels"])
+def test_npz_header_that_promises_another_size(member: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    header = {"descr": "|u1" if member == "images" else "<i8", "fortran_order": False, "shape": shape}
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, array in (("images", IMAGES), ("labels", LABELS)):
+            with archive.open(f"{name}.npy", "w") as f:
+                if name == member:
+                    np.lib.format.write_array_header_1_0(f, header)
+                    f.write(array.tobytes())
+                else:
+                    np.lib.format.write_array(f, array)
+    error = refusal(DamagedFileError, "npz", tmp_path / "a.npz")
+    assert f"a.npz: {member}.npy" in error
+    assert "promises another size" in error
 
 
 @pytest.mark.parametrize(

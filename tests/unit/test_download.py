@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
@@ -159,6 +160,21 @@ def test_wrong_range_is_not_appended(server: FileServer) -> None:
     server.shift = 10
     assert fetch(f"{server.url}/net.pkl", SHA256).read_bytes() == CONTENT
     assert server.asked == [f"bytes={HALF}-", None]
+
+
+def test_receiving_the_same_again_is_no_progress(server: FileServer) -> None:
+    """Cut at the same byte each time, and what was received cannot be gone on with."""
+    server.cuts, server.shift = [HALF] * 20, 10
+    assert "4 attempts" in refused(server).why
+    assert server.asked == [None, f"bytes={HALF}-"] * 2
+
+
+@pytest.mark.parametrize("sha256", [SHA256, None])
+def test_server_that_packs_unasked_is_refused(server: FileServer, sha256: str | None) -> None:
+    server.files["/net.pkl"] = gzip.compress(CONTENT)
+    server.headers = {"Content-Encoding": "gzip"}
+    assert "packs it (gzip)" in refused(server, sha256).why
+    assert server.asked == [None]
 
 
 def test_server_may_send_less_than_it_was_asked_for(server: FileServer) -> None:

@@ -19,7 +19,7 @@ from edm_files import Record, edm_pickle, record_of
 from safetensors import safe_open
 from tiny import network
 
-from msd.errors import DamagedFileError, MissingFileError, MsdError, UnsafeFileError
+from msd.errors import ConfigError, DamagedFileError, MissingFileError, MsdError, UnsafeFileError
 from msd.networks import load_network
 from msd.networks.convert import convert
 from msd.networks.precond import Preconditioned
@@ -71,6 +71,40 @@ def test_pickle_gives_the_network(net: Preconditioned, write: Write) -> None:
         assert torch.equal(read.state_dict()[name], tensor)
 
 
+NCSNPP = {
+    "embedding_type": "fourier",
+    "encoder_type": "residual",
+    "resample_filter": [1, 3, 3, 1],
+    "channel_mult_noise": 2,
+}
+SONG = {"embedding": "fourier", "encoder": "residual", "taps": [1, 3, 3, 1], "noise_channel_mult": 2}
+
+
+@pytest.mark.parametrize(
+    ("class_name", "changes", "further"),
+    [
+        ("VPPrecond", {"preconditioning": "vp", "architecture": "song"}, {"beta_d": 19.9}),
+        ("VEPrecond", {"preconditioning": "ve", "architecture": "song", "song": SONG}, {**NCSNPP, "sigma_max": 100}),
+        ("iDDPMPrecond", {"preconditioning": "iddpm"}, {"C_2": 0.008}),
+        ("EDMPrecond", {"architecture": "song", "augment_dim": 9}, {"augment_dim": 9}),
+    ],
+)
+def test_pickles_of_every_kind(class_name: str, changes: dict[str, Any], further: dict[str, Any], write: Write) -> None:
+    made = network(3, pixel_unshuffle=1, **changes)
+    model_type = "SongUNet" if "architecture" in changes else "DhariwalUNet"
+    record = record_of(made, class_name, **{**arguments(made), "sigma_max": 80, "model_type": model_type, **further})
+    if class_name == "iDDPMPrecond":
+        record.meta["state"]["_buffers"]["u"] = torch.zeros(1001)
+    read = load_network(write(edm_pickle(record)))
+    x, cond = torch.randn(2, *made.image_shape, generator=torch.Generator().manual_seed(0)), torch.arange(2)
+    assert torch.equal(read(x, torch.tensor(2.0), cond), made(x, torch.tensor(2.0), cond))
+
+
+def test_memory_of_the_readers_own_is_not_for_the_asking(write: Write) -> None:
+    with pytest.raises(UnsafeFileError, match="memory"):
+        load_network(write(b"\x80\x02]r\xff\xff\xff\xff."))
+
+
 def test_conversion_is_exact_and_says_where_it_came_from(net: Preconditioned, write: Write, tmp_path: Path) -> None:
     path, out = write(edm_pickle(record_of(net, "EDMPrecond", **arguments(net)))), tmp_path / "out.safetensors"
     convert(path, out)
@@ -86,6 +120,17 @@ def test_conversion_is_exact_and_says_where_it_came_from(net: Preconditioned, wr
     assert all(torch.equal(again.state_dict()[name], t) for name, t in net.state_dict().items())
 
 
+@pytest.mark.parametrize("out", ["net.pkl", "other.pkl", "net.json", "folder.safetensors"])
+def test_conversion_overwrites_nothing_else(out: str, net: Preconditioned, write: Write, tmp_path: Path) -> None:
+    path = write(good_bytes(net))
+    (tmp_path / "folder.safetensors").mkdir()
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="another than the source"):
+        convert(path, tmp_path / out)
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.safetensors", "net.pkl"]
+
+
 class Call:
     """Pickled as a call of ``function``, as malicious files do."""
 
@@ -96,16 +141,35 @@ class Call:
         return self.reduced
 
 
-def inner(value: Any) -> Call:
+def inner(value: Any, new: bool = False) -> Call:
     """A tensor whose inner storage pickle is ``value``'s."""
     buffer = io.BytesIO()
-    torch.save(value, buffer, _use_new_zipfile_serialization=False)
+    torch.save(value, buffer, _use_new_zipfile_serialization=new)
     return Call(torch.storage._load_from_bytes, buffer.getvalue())
 
 
 def storage_call(*sizes: Any) -> Call:
     return Call(torch._utils._rebuild_tensor_v2, inner(torch.zeros(4)._typed_storage()), *sizes, False, {})
 
+
+class Rebuilt:
+    """A tensor that is then given other sizes, by the instruction that sets an object's state."""
+
+    def __reduce__(self) -> Any:
+        storage = torch.zeros(4)._typed_storage()
+        arguments = (inner(storage), 0, (4,), (1,), False, {})
+        return torch._utils._rebuild_tensor_v2, arguments, (inner(storage), 0, (1000,), (1,))
+
+
+def storage_pickle(storage: Any) -> Call:
+    return inner(storage)
+
+
+def inner_of(content: bytes) -> Call:
+    return Call(torch.storage._load_from_bytes, content)
+
+
+SHARED = inner(torch.zeros(1000)._typed_storage()).reduced[1][0]
 
 MALICIOUS: dict[str, tuple[Callable[[str], Any], type[MsdError], str]] = {
     "os.system": (lambda f: Call(os.system, f"touch {f}"), UnsafeFileError, f"{os.system.__module__}.system"),
@@ -124,6 +188,9 @@ MALICIOUS: dict[str, tuple[Callable[[str], Any], type[MsdError], str]] = {
     "offset": (lambda f: storage_call(2, (3,), (1,)), DamagedFileError, "beyond its storage"),
     "unequal": (lambda f: storage_call(0, (2, 2), (1,)), DamagedFileError, "impossible sizes"),
     "no number": (lambda f: storage_call(0, ("4",), (1,)), DamagedFileError, "impossible sizes"),
+    "changed tensor": (lambda f: Rebuilt(), UnsafeFileError, "changes a tensor"),
+    "zip in a tensor": (lambda f: inner(torch.zeros(4), new=True), DamagedFileError, "another form"),
+    "the same again": (lambda f: [inner_of(SHARED) for _ in range(500)], UnsafeFileError, "again and again"),
     "object dtype": (lambda f: Call(np.dtype, "O8", False, True), DamagedFileError, "number type"),
 }
 
@@ -143,8 +210,10 @@ def test_malicious_pickles_are_refused_and_not_run(
     else:
         good.meta["state"]["_modules"]["model"].meta["state"]["_parameters"]["extra"] = evil
         content = edm_pickle(good)
-    with pytest.raises(error, match=words.replace(".", r"\.")):
+    with pytest.raises(error, match=words.replace(".", r"\.")) as refused:
         load_network(write(content))
+    assert refused.value.where == str(tmp_path / "net.pkl")
+    assert "False" not in str(refused.value)  # torch would suggest to load it all the same
     assert not trace.exists()
     with pytest.raises(error):
         convert(tmp_path / "net.pkl", tmp_path / "out.safetensors")
@@ -195,8 +264,9 @@ def test_other_architectures_are_refused(
 def test_no_pickle_and_no_file(write: Write, tmp_path: Path) -> None:
     with pytest.raises(DamagedFileError):
         load_network(write(b"GIF89a"))
-    with pytest.raises(DamagedFileError, match="ema"):
-        load_network(write(pickle.dumps({"G": 1})))
+    for other in ({"G": 1}, [1], {"ema": 3}):
+        with pytest.raises(DamagedFileError, match="under `ema`"):
+            load_network(write(pickle.dumps(other)))
     with pytest.raises(MissingFileError):
         load_network(tmp_path / "nowhere.pkl")
 

@@ -16,7 +16,7 @@ from msd.errors import DamagedFileError, MissingFileError
 from msd.networks import load_network, save_network
 from msd.networks.adm import group_norm
 from msd.networks.discriminator import Discriminator
-from msd.networks.files import build_network, write_safetensors
+from msd.networks.files import build_network, raw_network, write_safetensors
 from msd.weights import METADATA_KEY, NETWORK_FORMAT
 
 
@@ -220,3 +220,49 @@ def test_head_on_imagenet_features_is_dmd2s() -> None:
         ((1, 1), (1, 1), (0, 0), 1),
     ]
     assert [layers[i].num_groups for i in (1, 4)] == [32, 32]
+
+
+def test_song_networks_have_edms_parameters_beside_the_main_path() -> None:
+    """Names and shapes as EDM's skip and residual forms have them; what only resamples has no parameters."""
+    common = {"architecture": "song", "model_channels": 8, "channel_mult": [1, 2, 2], "num_blocks": 1}
+    forms = {"encoder": "skip", "decoder": "skip", "taps": [1, 3, 3, 1]}
+    skip = raw_network(Network.model_validate(common | {"song": forms}), (3, 16, 16), 4)
+    shapes = {name: tuple(p.shape) for name, p in skip.named_parameters() if "aux" in name}
+    assert shapes == {
+        "enc.8x8_aux_skip.weight": (8, 3, 1, 1),
+        "enc.8x8_aux_skip.bias": (8,),
+        "enc.4x4_aux_skip.weight": (16, 3, 1, 1),
+        "enc.4x4_aux_skip.bias": (16,),
+        **{f"dec.{r}x{r}_aux_norm.{kind}": (c,) for r, c in ((4, 16), (8, 16), (16, 8)) for kind in ("weight", "bias")},
+        **{f"dec.{r}x{r}_aux_conv.weight": (3, c, 3, 3) for r, c in ((4, 16), (8, 16), (16, 8))},
+        **{f"dec.{r}x{r}_aux_conv.bias": (3,) for r in (4, 8, 16)},
+    }
+    residual = raw_network(Network.model_validate(common | {"song": {"encoder": "residual"}}), (3, 16, 16), 4)
+    shapes = {name: tuple(p.shape) for name, p in residual.named_parameters() if "aux" in name and "weight" in name}
+    assert shapes == {
+        "enc.8x8_aux_residual.weight": (8, 3, 3, 3),
+        "enc.4x4_aux_residual.weight": (16, 8, 3, 3),
+        "dec.16x16_aux_norm.weight": (8,),
+        "dec.16x16_aux_conv.weight": (3, 8, 3, 3),
+    }
+
+
+def test_skip_decoder_adds_what_every_level_says() -> None:
+    settings = {"architecture": "song", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
+    forms = {"encoder": "skip", "decoder": "skip"}
+    net = raw_network(Network.model_validate(settings | {"song": forms}), (3, 8, 8), 0)
+    with torch.no_grad():
+        net.dec["4x4_aux_conv"].bias.fill_(2.0)  # all last layers are zero otherwise
+        net.dec["8x8_aux_conv"].bias.copy_(torch.tensor([0.0, 1.0, 5.0]))
+    out, _ = net(torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(2))
+    assert torch.allclose(out, torch.tensor([2.0, 3.0, 7.0]).reshape(1, 3, 1, 1).expand(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "change", [{"model_channels": 2}, {"model_channels": 7}, {"channel_mult": []}, {"song": {"taps": [1.0]}}]
+)
+def test_impossible_networks_are_refused_by_the_configuration(change: dict[str, object]) -> None:
+    good = {"architecture": "song", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
+    Network.model_validate(good)
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Network.model_validate(good | change)

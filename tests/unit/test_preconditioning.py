@@ -8,9 +8,13 @@ import pytest
 import torch
 from tiny import CLASSES, IMAGE_SHAPE, network
 
+from msd.config import Network
 from msd.diffusion import heun, heun_sample
 from msd.diffusion.grids import iddpm_sigmas, vp_sigma, vp_time
 from msd.diffusion.views import epsilon_of, score_of, x0_of_epsilon, x0_of_score
+from msd.draws import Draws
+from msd.networks import sample_teacher
+from msd.networks.files import build_network
 from msd.networks.precond import PRECONDITIONINGS
 
 KINDS = list(PRECONDITIONINGS)
@@ -94,7 +98,50 @@ def test_heun_sample_is_heun_on_the_network() -> None:
     assert torch.equal(heun_sample(net, latents(), cond, num_steps=6), expected)
     assert torch.equal(heun_sample(net, latents(), one_hot, num_steps=6), expected)
     noise = lambda step, like: torch.full_like(like, step / 10)  # noqa: E731
-    churned = heun_sample(net, latents(), cond, num_steps=6, s_churn=4.0, noise=noise)
+    churned = heun_sample(net, latents(), cond, num_steps=6, S_churn=4.0, noise=noise)
     assert not torch.allclose(churned, expected)
-    with pytest.raises(ValueError, match="source of noise"):
-        heun_sample(net, latents(), cond, s_churn=4.0)
+    assert heun_sample(net, latents(), cond, S_churn=4.0).shape == churned.shape
+
+
+def test_stochastic_sampler_keeps_the_distribution() -> None:
+    """For Gaussian data the exact denoiser is known: with noise put in on the way, the spread must come out right."""
+
+    class Gaussian:
+        known_sigmas = (0.0, math.inf)
+
+        def __call__(self, x: torch.Tensor, sigma: torch.Tensor, _: torch.Tensor | None = None) -> torch.Tensor:
+            return 0.3 + 0.25 / (0.25 + sigma**2) * (x - 0.3)
+
+        def round_sigma(self, sigma: torch.Tensor) -> torch.Tensor:
+            return sigma
+
+    draws = Draws(0)
+    start = draws.normal("latents", 0, (20_000, 1, 1, 1))
+    noise = lambda step, like: draws.normal(f"step {step}", 0, tuple(like.shape)).double()  # noqa: E731
+    for churn in (0.0, 40.0):
+        x = heun_sample(Gaussian(), start, num_steps=256, S_churn=churn, S_noise=1.0, noise=noise)
+        assert float(x.mean()) == pytest.approx(0.3, abs=0.02)
+        assert float(x.std()) == pytest.approx(0.5, rel=0.02)
+
+
+def test_conventions_of_edm_are_understood() -> None:
+    net, cond, sigma = network(6), torch.tensor([0, 1, 2]), torch.tensor([0.5, 1.0, 2.0])
+    expected = net(latents(), sigma, cond)
+    assert torch.equal(net(latents(), sigma.reshape(-1, 1, 1, 1), cond), expected)
+    one_hot = torch.nn.functional.one_hot(cond, CLASSES)
+    assert torch.equal(net(latents(), sigma, one_hot), expected)
+    assert torch.allclose(net(latents()[:1], sigma[:1], one_hot[0].float()), expected[:1], atol=1e-5)
+
+
+def test_unconditional_network_has_one_class() -> None:
+    net = build_network(
+        Network.model_validate({"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}),
+        image_shape=IMAGE_SHAPE,
+        num_conditions=0,
+        seed=0,
+    )
+    assert (net.num_conditions, net.num_classes) == (0, 1)
+    cond = torch.zeros(3, dtype=torch.int64)
+    assert net.generate(latents(), cond).shape == latents().shape
+    sampled = sample_teacher(net, latents(), cond, {"num_steps": 2})
+    assert torch.equal(sampled, heun_sample(net, latents(), None, num_steps=2))

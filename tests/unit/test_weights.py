@@ -68,12 +68,27 @@ def test_own_file_is_checked_against_the_given_digest(saved: Path) -> None:
 
 
 def test_own_file_is_checked_against_the_record_beside_it(saved: Path) -> None:
-    record = {"weights": {"sha256": sha256_file(saved)}, "nimg": 5}
+    record = {"weights": {"path": saved.name, "sha256": sha256_file(saved)}, "nimg": 5}
     write_json(saved.with_suffix(".json"), record)
     assert fetch_weights(file(saved)) == (saved, record)
     saved.write_bytes(saved.read_bytes()[:-1])
     with pytest.raises(DamagedFileError):
         fetch_weights(file(saved))
+
+
+@pytest.mark.parametrize("record", [{"weights": {"path": "net.pkl", "sha256": "0" * 64}}, {"weights": 1}, {}, [], None])
+def test_record_of_something_else_is_not_believed(saved: Path, record: object) -> None:
+    write_json(saved.with_suffix(".json"), record)
+    assert fetch_weights(file(saved)) == (saved, {})
+
+
+def test_converted_pickle_can_still_be_used(tmp_path: Path) -> None:
+    """The record beside it is that of the converted file."""
+    edm_file(tmp_path / "t.pkl")
+    assert main(["teacher", "convert", str(tmp_path / "t.pkl"), str(tmp_path / "t.safetensors")]) == 0
+    assert fetch_weights(file(tmp_path / "t.pkl")) == (tmp_path / "t.pkl", {})
+    path, origin = fetch_weights(file(tmp_path / "t.safetensors"))
+    assert origin["weights"]["sha256"] == sha256_file(path)
 
 
 def test_own_file_that_is_missing(tmp_path: Path) -> None:

@@ -40,13 +40,13 @@ class Bundle:
             for k in range(results["students"])
         ]
         self.nfe: int = results["nfe"]
-        classes = self.networks[0].num_conditions
+        classes = self.num_classes
         parts = results["parts"] if self.sampler is None else [list(range(classes))]
         self.router = ClassRouter(parts)
 
     @property
-    def num_conditions(self) -> int:
-        return self.networks[0].num_conditions
+    def num_classes(self) -> int:
+        return self.networks[0].num_classes
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -43,6 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as e:
+        where = e.filename2 or e.filename  # of a rename, its target
+        print(
+            f"msd: {type(e).__name__}: {e.strerror or e}{f': {where}' if where else ''}"
+            " (check the path, its permissions and the room on its disk, then run the same command again)",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 1
     return 0
 
 

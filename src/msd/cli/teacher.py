@@ -23,14 +23,21 @@ def convert(arguments: argparse.Namespace) -> None:
     if arguments.sha256 is not None:
         verify_sha256(arguments.source, arguments.sha256)
     net = None
+    if arguments.like is None and arguments.source.suffix == ".bin":
+        raise ConfigError(
+            "A checkpoint does not say which architecture it has.",
+            where=str(arguments.source),
+            todo="Name a known teacher that has the same: --like edm-imagenet-64x64-cond-adm",
+        )
     if arguments.like is not None:
         from msd.networks.dmd2_checkpoint import load_dmd2_student
         from msd.networks.published import published_network
         from msd.registry import KNOWN
 
-        if arguments.like not in KNOWN:
+        of_pixels = [name for name, teacher in KNOWN.items() if teacher.classes is not None]
+        if arguments.like not in of_pixels:
             raise ConfigError(
-                f"There is no known teacher {arguments.like!r}{nearest(arguments.like, list(KNOWN))}",
+                f"There is no known teacher of pixels {arguments.like!r}{nearest(arguments.like, of_pixels)}",
                 where="--like",
                 todo="`msd teacher list` shows them.",
             )

@@ -15,7 +15,7 @@ from PIL import Image
 
 from msd.data.images import ImageSource
 from msd.data.tables import checked_labels, layout, rows
-from msd.data.zips import MAX_RATIO
+from msd.data.zips import is_bomb
 from msd.errors import DamagedFileError, MissingFileError
 
 TRAINING_IMAGES = "train-images-idx3-ubyte"
@@ -66,7 +66,7 @@ def _open(path: Path, axes: int) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
                     why=f"it begins {header[:4].hex()}",
                 )
             shape = tuple(np.frombuffer(header, ">u4", offset=4).tolist())
-            if math.prod(shape) > MAX_RATIO * path.stat().st_size:
+            if is_bomb(path.stat().st_size, math.prod(shape)):
                 raise DamagedFileError("An idx file promises too much.", where=str(path), why=f"{shape} bytes")
             yield f, shape
     except (OSError, EOFError, zlib.error) as e:

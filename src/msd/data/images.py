@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -147,7 +149,7 @@ def _pixels(size: tuple[int, int]) -> str:
 
 @contextlib.contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Turn whatever Pillow throws at a bad picture into one error that names it. A decompression bomb is one too."""
+    """Turn what Pillow or a zip file throws at a bad picture, or at a bomb of pixels, into one error that names it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -158,6 +160,8 @@ def readable(name: str) -> Iterator[None]:
         SyntaxError,
         ValueError,
         EOFError,
+        zlib.error,
+        zipfile.BadZipFile,
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as e:

@@ -46,8 +46,8 @@ def lmdb_rows(path: Path) -> ImageSource:
 class _Rows:
     """The rows of named arrays in one read transaction."""
 
-    def __init__(self, transaction: Any, path: Path) -> None:
-        self.transaction, self.path = transaction, path
+    def __init__(self, transaction: Any, path: Path, entries: int) -> None:
+        self.transaction, self.path, self.entries = transaction, path, entries
 
     def has(self, array: str) -> bool:
         return self.transaction.get(f"{array}_shape".encode()) is not None
@@ -61,6 +61,12 @@ class _Rows:
             shape = ()
         if not shape or min(shape) < 0:
             raise DamagedFileError("A shape in an LMDB file cannot be read.", where=f"{self.path}: {key}")
+        if shape[0] > self.entries:  # before memory is taken for so many
+            raise DamagedFileError(
+                "An LMDB file promises too much.",
+                where=f"{self.path}: {key}",
+                why=f"{shape[0]:,} rows, but {self.entries:,} entries",
+            )
         return shape
 
     def row(self, array: str, i: int, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -87,13 +93,14 @@ def _open(path: Path) -> Iterator[_Rows]:
     try:
         # LMDB maps the file; reading behind the end of a cut one would kill the process
         with lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False) as environment:
-            used = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+            stat = environment.stat()
+            used = (environment.info()["last_pgno"] + 1) * stat["psize"]
             size = (path / DATABASE if path.is_dir() else path).stat().st_size
             if size < used:
                 raise DamagedFileError(
                     "An LMDB file ends early.", where=str(path), why=f"{size:,} bytes, {used:,} are in use"
                 )
             with environment.begin() as transaction:
-                yield _Rows(transaction, path)
+                yield _Rows(transaction, path, stat["entries"])
     except (lmdb.Error, OSError) as e:
         raise DamagedFileError("An LMDB file cannot be read.", where=str(path), why=str(e)) from None

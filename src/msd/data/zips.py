@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from msd.errors import DamagedFileError
 
-MAX_RATIO = 200  # unpacked to packed bytes; text of labels has about 10, deflate's limit is about 1,000
+MAX_RATIO = 200  # unpacked to packed bytes; pictures have about 1, deflate's limit is about 1,000
+HARMLESS = 2**26  # bytes; up to here any ratio is good: that of equal or sorted labels is high
 
 
 @contextlib.contextmanager
@@ -32,6 +33,11 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         ) from None
 
 
+def is_bomb(packed: int, unpacked: int) -> bool:
+    """Whether so many bytes would unpack to more than can be data."""
+    return unpacked > HARMLESS and unpacked > MAX_RATIO * packed
+
+
 def read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     """All bytes of one member, which must not be more than ``limit``."""
     size = archive.getinfo(name).file_size
@@ -49,7 +55,7 @@ def _check(path: Path, member: zipfile.ZipInfo) -> None:
     why = ""
     if name.is_absolute() or ".." in name.parts:
         why = "its name points outside of the zip file"
-    elif member.file_size > MAX_RATIO * max(member.compress_size, 1):
+    elif is_bomb(member.compress_size, member.file_size):
         why = f"{member.compress_size:,} bytes would unpack to {member.file_size:,}, over {MAX_RATIO} times as many"
     if why:
         raise DamagedFileError("A member of a zip file is refused.", where=f"{path}: {member.filename}", why=why)

@@ -18,8 +18,7 @@ NoiseSource = Callable[[int, Tensor], Tensor]
 class SampledNetwork(Protocol):
     """What ``heun_sample`` asks of a network; every one in ``msd.networks`` has it."""
 
-    sigma_min: float
-    sigma_max: float
+    known_sigmas: tuple[float, float]
 
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor: ...
 
@@ -35,11 +34,11 @@ def heun_sample(
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
     rho: float = 7.0,
-    s_churn: float = 0.0,
-    s_min: float = 0.0,
-    s_max: float = math.inf,
-    s_noise: float = 1.0,
-    noise: NoiseSource | None = None,
+    S_churn: float = 0.0,
+    S_min: float = 0.0,
+    S_max: float = math.inf,
+    S_noise: float = 1.0,
+    noise: NoiseSource = lambda _, like: torch.randn_like(like),
 ) -> Tensor:
     """Draw images from a denoising network with EDM's sampler, at noise levels that the network knows.
 
@@ -47,8 +46,10 @@ def heun_sample(
         net: see ``msd.networks.load_network``.
         latents: (B, C, H, W) unit noise.
         class_labels: (B, num_conditions) one-hot or (B,) class ids; None for an unconditional network.
-        num_steps, rho, s_churn, s_min, s_max, s_noise, noise: see ``heun``.
-        sigma_min, sigma_max: narrowed to the network's own range.
+        num_steps, rho: of the grid.
+        sigma_min, sigma_max: narrowed to what the network knows (``known_sigmas``: EDM's know every σ).
+        S_churn, S_min, S_max, S_noise: stochasticity, under EDM's names; see ``heun``.
+        noise: (step, like) → unit noise for it; by default from torch's global stream.
 
     Returns:
         (B, C, H, W) float32 in units where the data lie in [-1, 1].
@@ -57,13 +58,13 @@ def heun_sample(
         lambda x, sigma: net(x, sigma, class_labels),
         latents,
         num_steps=num_steps,
-        sigma_min=max(sigma_min, net.sigma_min),
-        sigma_max=min(sigma_max, net.sigma_max),
+        sigma_min=max(sigma_min, net.known_sigmas[0]),
+        sigma_max=min(sigma_max, net.known_sigmas[1]),
         rho=rho,
-        s_churn=s_churn,
-        s_min=s_min,
-        s_max=s_max,
-        s_noise=s_noise,
+        s_churn=S_churn,
+        s_min=S_min,
+        s_max=S_max,
+        s_noise=S_noise,
         noise=noise,
         round_sigma=net.round_sigma,
     )

@@ -62,11 +62,11 @@ def run_tsm(node: Node, compute: Compute, progress: Progress) -> Manifest:
     """Teacher score matching of a network of another size, once for all its students."""
     inputs, settings = _Inputs(node, compute), Tsm.model_validate(node.settings["recipe"])
     teacher, data = inputs.network("teacher", "weights"), inputs.train_half()
-    if data.image_shape != teacher.image_shape or data.num_classes != teacher.num_conditions:
+    if data.image_shape != teacher.image_shape or data.num_classes != teacher.num_classes:
         raise ConfigError(
             "The teacher and the data do not belong together.",
             where=str(inputs.manifests["teacher"].path),
-            why=f"teacher: {teacher.image_shape}, {teacher.num_conditions} classes; "
+            why=f"teacher: {teacher.image_shape}, {teacher.num_classes} classes; "
             f"data: {data.image_shape}, {data.num_classes} classes",
         )
     student = build_network(
@@ -190,7 +190,7 @@ def make_pairs(node: Node, compute: Compute, progress: Progress) -> Manifest:
     for first in range(0, count, batch):
         n = min(batch, count - first)
         noise = noise_of_images(seed, first, n, teacher.image_shape)
-        cond = torch.arange(first, first + n) % teacher.num_conditions
+        cond = torch.arange(first, first + n) % teacher.num_classes
         images = sample_teacher(teacher, noise.to(inputs.device), cond.to(inputs.device), settings["sampler"])
         for name, value in (("noise", noise), ("images", images.cpu()), ("cond", cond)):
             tensors[name].append(value)

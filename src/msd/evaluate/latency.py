@@ -26,7 +26,7 @@ def measure_latency(node: Node, compute: Compute) -> Manifest:
     for i in range(repeats + warm_up):
         for name, bundle in bundles.items():
             noise = noise_of_images(0, i, 1, bundle.image_shape).to(device)
-            cond = conditions_of_images(i, 1, bundle.num_conditions).to(device)
+            cond = conditions_of_images(i, 1, bundle.num_classes).to(device)
             began = time.perf_counter()
             bundle.generate(noise, cond).cpu()  # .cpu() waits for the device
             if i >= warm_up:

@@ -58,12 +58,20 @@ def evaluate(node: Node, gallery_columns: int, compute: Compute, progress: Progr
     """Score one variant's bundle against the evaluation half.
 
     Raises:
-        ConfigError: the number of images is not the same for every class, or too small for the gallery.
+        ConfigError: the networks are not for these data; the number of images is not the same for every class, or too
+            small for the gallery.
     """
     torch.set_num_threads(compute.threads)
     inputs = {role: Manifest.read(n.manifest) for role, n in node.inputs.items()}
     bundle, settings = Bundle(node.inputs["bundle"].manifest.parent), node.settings
-    classes, images = bundle.num_conditions, settings["images"]
+    classes, images = bundle.num_classes, settings["images"]
+    data = open_half(inputs["data"], "evaluation")
+    if (bundle.image_shape, classes) != (data.image_shape, data.num_classes):
+        raise ConfigError(
+            "The networks of a variant and the data do not belong together.",
+            where=str(bundle.manifest.path),
+            why=f"networks: {bundle.image_shape}, {classes} classes; data: {data.image_shape}, {data.num_classes}",
+        )
     if images % classes or images < classes * gallery_columns:
         raise ConfigError(
             "The number of evaluation images does not suit the classes.",
@@ -87,7 +95,7 @@ def evaluate(node: Node, gallery_columns: int, compute: Compute, progress: Progr
         results={
             "variant": node.name,
             **{key: bundle.manifest.results[key] for key in COPIED},
-            **_score(drawn, asked, open_half(inputs["data"], "evaluation"), node, inputs),
+            **_score(drawn, asked, data, node, inputs),
             "sampling_seconds": round(seconds, 2),
         },
     )

@@ -26,7 +26,7 @@ def sample(
     for first in range(0, images, batch_size):
         count = min(batch_size, images - first)
         noise = noise_of_images(seed, first, count, bundle.image_shape).to(device)
-        cond = conditions_of_images(first, count, bundle.num_conditions).to(device)
+        cond = conditions_of_images(first, count, bundle.num_classes).to(device)
         batches.append(to_uint8(bundle.generate(noise, cond)).cpu().numpy())
         progress(first + count, images, {})
     return np.concatenate(batches)

@@ -18,13 +18,24 @@ class Backbone(nn.Module, ABC):
         image_shape: (C, H, W) of what it denoises.
         num_conditions: number of classes, 0 if unconditional.
         noise_grid: (1000,) noise levels, smallest first.
+        known_sigmas: the smallest and the largest level that it can be asked for.
         sigma_data: standard deviation of the data.
     """
 
     image_shape: tuple[int, int, int]
     num_conditions: int
     noise_grid: Tensor
+    known_sigmas: tuple[float, float]
     sigma_data: float
+
+    @property
+    def num_classes(self) -> int:
+        """Conditions to choose from: an unconditional network has one, which it does not look at."""
+        return max(self.num_conditions, 1)
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The nearest noise level that the network knows; σ itself where it knows all."""
+        return sigma
 
     @property
     @abstractmethod

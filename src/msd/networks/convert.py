@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from msd.errors import DamagedFileError
+from msd.errors import ConfigError, DamagedFileError
 from msd.networks.files import load_network, save_network
 from msd.networks.precond import Preconditioned
 from msd.store import code_version, file_record, sha256_file, write_json
@@ -25,17 +26,26 @@ def convert(source: Path, out: Path, net: Preconditioned | None = None) -> dict[
         The origin.
 
     Raises:
+        ConfigError: ``out`` is the source, a folder, or has another ending.
         MissingFileError, DamagedFileError, UnsafeFileError: see ``load_network``. Nothing is written.
     """
+    if out.suffix != ".safetensors" or out.is_dir() or out.resolve() == source.resolve():
+        raise ConfigError("The file to write must end in .safetensors and be another than the source.", where=str(out))
     net = load_network(source) if net is None else net
-    save_network(net, out)
-    again = load_network(out).state_dict()
-    for name, tensor in net.state_dict().items():
-        if not torch.equal(tensor, again[name]):
-            out.unlink()
-            raise DamagedFileError(
-                "A converted file does not give its tensors back.", where=str(out), why=name, todo="Check the disk."
-            )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        aside = Path(folder) / out.name
+        save_network(net, aside)
+        again = load_network(aside).state_dict()
+        for name, tensor in net.state_dict().items():
+            if not torch.equal(tensor, again[name]):
+                raise DamagedFileError(
+                    "A converted file does not give its tensors back.",
+                    where=str(out),
+                    why=name,
+                    todo="Check the disk.",
+                )
+        aside.replace(out)
     origin = {
         "weights": file_record(out, out.parent),
         "converted_from": {"name": source.name, "sha256": sha256_file(source), "bytes": source.stat().st_size},

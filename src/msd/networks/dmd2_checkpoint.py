@@ -19,11 +19,10 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from msd.config import Network
 from msd.errors import DamagedFileError, MissingFileError, UnsafeFileError
 from msd.networks.edm_pickle import CONSTANT_BUFFERS
-from msd.networks.files import build_network
+from msd.networks.files import first_few, network_of
 from msd.networks.precond import Preconditioned
 
 FIRST = "model.map_layer0.weight"  # every EDM network has it once
-SHOWN = 3  # names in a message
 
 
 def load_dmd2_student(
@@ -41,11 +40,7 @@ def load_dmd2_student(
         MissingFileError, UnsafeFileError, DamagedFileError: see ``read_dmd2_checkpoint``.
         DamagedFileError: the tensors are not those of the architecture.
     """
-    tensors = read_dmd2_checkpoint(path)
-    net = build_network(network, image_shape=image_shape, num_conditions=num_conditions, seed=0)
-    _check_fit({name: t.shape for name, t in tensors.items()}, {n: t.shape for n, t in net.state_dict().items()}, path)
-    net.load_state_dict(tensors)
-    return net.eval().requires_grad_(False)
+    return network_of(read_dmd2_checkpoint(path), network, image_shape, num_conditions, path)
 
 
 def read_dmd2_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -66,7 +61,7 @@ def read_dmd2_checkpoint(path: Path) -> dict[str, Tensor]:
         raise DamagedFileError(
             "A checkpoint is not that of one generator.",
             where=str(path),
-            why=f"{len(prefixes)} networks of EDM in it, and {_some(sorted(state))}",
+            why=f"{len(prefixes)} networks of EDM in it, and {first_few(sorted(state))}",
             todo="DMD2 keeps the generator in pytorch_model.bin; pytorch_model_1.bin holds the others.",
         )
     return {
@@ -92,7 +87,7 @@ def _load(path: Path) -> object:
             raise UnsafeFileError(
                 "A checkpoint holds more than tensors; nothing of it was run.",
                 where=str(path),
-                why=f"it asks for {_some(asked)}",
+                why=f"it asks for {first_few(asked)}",
                 todo=trusted,
             )
         with zipfile.ZipFile(path) as archive:  # torch does not look at the check sums
@@ -106,28 +101,3 @@ def _load(path: Path) -> object:
         raise DamagedFileError(
             "A checkpoint cannot be read.", where=str(path), why=str(e).split("\n")[0], todo=again
         ) from None
-
-
-def _check_fit(found: dict[str, torch.Size], expected: dict[str, torch.Size], path: Path) -> None:
-    """Names and shapes must be those of the architecture."""
-    both = [n for n in expected if n in found]
-    lists = {
-        "missing": [n for n in expected if n not in found],
-        "unexpected": [n for n in found if n not in expected],
-        "of another shape": [
-            f"{n} {tuple(found[n])} for {tuple(expected[n])}" for n in both if found[n] != expected[n]
-        ],
-    }
-    problems = [f"{len(names)} {what}: {_some(names)}" for what, names in lists.items() if names]
-    if problems:
-        raise DamagedFileError(
-            "A checkpoint does not fit the architecture.",
-            where=str(path),
-            why="; ".join(problems),
-            todo="Give the architecture, image size and number of classes that it was trained with.",
-        )
-
-
-def _some(names: list[str]) -> str:
-    """The first few of a list."""
-    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")

@@ -2,7 +2,7 @@
 
 Such a pickle is ``{"ema": network, …}``, where every module is a *persistence record*: a class name, the source code of
 its module, and its state with init arguments and tensors. The reader here gives inert stand-ins for the few names
-that a real file uses, never runs the source code, and refuses every other name.
+that a real file uses, tensors among them, never runs the source code, and refuses every other name.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,27 +23,12 @@ from torch import Tensor
 
 from msd.config import Network
 from msd.errors import DamagedFileError, MissingFileError, UnsafeFileError
+from msd.networks.edm_arguments import describe
 
-PRECONDITIONINGS = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}
-ARCHITECTURES = {"DhariwalUNet": "adm", "SongUNet": "song"}
 SCALARS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
-CONSTANT_BUFFERS = ("resample_filter",)
-
-# EDM's defaults, for arguments that a file leaves out
-ADM_DEFAULTS = {"model_channels": 192, "channel_mult": [1, 2, 3, 4], "num_blocks": 3, "attn_resolutions": [32, 16, 8]}
-SONG_DEFAULTS = {"model_channels": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4, "attn_resolutions": [16]}
-# arguments whose other values no published file uses and no class here knows
-FIXED = {
-    "channel_mult_emb": 4,
-    "sigma_data": 0.5,
-    "beta_d": 19.9,
-    "beta_min": 0.1,
-    "M": 1000,
-    "epsilon_t": 1e-5,
-    "C_1": 0.001,
-    "C_2": 0.008,
-}
-IGNORED = {"use_fp16", "sigma_min", "sigma_max", "force_fp32"}  # how and where it is run, not what it is
+CONSTANT_BUFFERS = ("resample_filter", "u")  # u: iDDPM's noise levels
+MOST_AXES = 8
+DISTRUST = "Do not use this file, unless you know its origin and convert it with the code that made it."
 
 
 @dataclass(frozen=True)
@@ -72,20 +58,27 @@ def read_edm_pickle(path: Path) -> EDMFile:
     """
     if not path.is_file():
         raise MissingFileError("A weights file does not exist.", where=str(path))
+    content = path.read_bytes()
     try:
-        content = _Unpickler(path).load()
-        return _file(content["ema"])
-    except UnsafeFileError:
-        raise
-    except DamagedFileError as e:
-        raise DamagedFileError(e.what, where=str(path), why=e.why) from None
+        _check_memo(content)
+        held = _plain(_Unpickler(content).load())
+        return _file(held.get("ema") if isinstance(held, dict) else None)
+    except (UnsafeFileError, DamagedFileError) as e:
+        raise type(e)(e.what, where=str(path), why=e.why, todo=e.todo) from None
     except Exception as e:  # a damaged pickle can fail in any way; none of them has run foreign code
         raise DamagedFileError(
             "An EDM pickle cannot be read.",
             where=str(path),
-            why=f"{type(e).__name__}: {e}" if str(e) else type(e).__name__,
+            why=type(e).__name__ + (f": {e}"[:200] if isinstance(e, EOFError | pickle.UnpicklingError) else ""),
             todo="Download it again, and check its sha256.",
         ) from None
+
+
+def _check_memo(content: bytes) -> None:
+    """Refuse what makes the reader set aside memory out of proportion: memo places far beyond the number of entries."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content), start=1):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
+            raise UnsafeFileError("A pickle asks for memory that it has no use for.", todo=DISTRUST)
 
 
 class _Stub:
@@ -113,7 +106,7 @@ class _Dtype:
 
     def __init__(self, code: str, *_: Any) -> None:
         if code not in SCALARS:
-            raise DamagedFileError("An EDM pickle holds an unknown number type.", why=repr(code))
+            raise DamagedFileError("An EDM pickle holds an unknown number type.")
         self.code = code
 
     def __setstate__(self, state: Any) -> None:
@@ -133,7 +126,7 @@ class _Function:
         return self._function(*arguments)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise DamagedFileError("An EDM pickle sets an attribute of a function.", why=name)
+        raise UnsafeFileError("A pickle sets an attribute of a function.", todo=DISTRUST)
 
 
 class _Record:
@@ -150,6 +143,18 @@ class _Record:
         self.state: dict[str, Any] = state if isinstance(state, dict) else {}
 
 
+class _Held:
+    """A tensor or a storage that no instruction of a pickle can change."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __setstate__(self, state: Any) -> None:
+        raise UnsafeFileError("A pickle changes a tensor that it has made.", todo=DISTRUST)
+
+
 def _scalar(dtype: Any, data: Any) -> float | int | bool:
     if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
         raise DamagedFileError("An EDM pickle holds a number that is none.")
@@ -157,41 +162,28 @@ def _scalar(dtype: Any, data: Any) -> float | int | bool:
     return value.item()
 
 
-def _storage(data: Any) -> Tensor:
-    """The inner pickle of a storage: torch's own restricted reader decodes it, never the plain one."""
-    if not isinstance(data, bytes):
-        raise DamagedFileError("An EDM pickle has a storage that is no bytes.")
-    try:
-        storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        raise UnsafeFileError(
-            "The inner pickle of a tensor holds more than a tensor; it was not run.", why=str(e).split("\n")[0]
-        ) from None
-    if isinstance(storage, torch.UntypedStorage) or not isinstance(storage, torch.storage.TypedStorage):
-        raise DamagedFileError("The inner pickle of a tensor holds no typed storage.", why=type(storage).__name__)
-    return torch.empty(0, dtype=storage.dtype).set_(storage)
-
-
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Held:
     """A view of a storage, refused unless it lies inside."""
-    numbers = (offset, *size, *stride)
-    if (
-        not isinstance(storage, Tensor)
-        or len(size) != len(stride)
-        or not all(isinstance(n, int) and n >= 0 for n in numbers)
+    if not (
+        isinstance(storage, _Held)
+        and isinstance(size, tuple)
+        and isinstance(stride, tuple)
+        and len(size) == len(stride) <= MOST_AXES
+        and all(isinstance(n, int) and 0 <= n < 2**63 for n in (offset, *size, *stride))
     ):
-        raise DamagedFileError("A tensor has impossible sizes.", why=f"offset {offset}, size {size}, stride {stride}")
+        raise DamagedFileError("A tensor has impossible sizes.")
+    numbers = storage.tensor.numel()
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if math.prod(size) > storage.numel() or (0 not in size and last >= storage.numel()):
+    if math.prod(size) > numbers or (0 not in size and last >= numbers):
         raise DamagedFileError(
             "A tensor reaches beyond its storage.",
-            why=f"offset {offset}, size {size}, stride {stride} in {storage.numel()} numbers",
+            why=f"offset {offset}, size {size}, stride {stride} in {numbers} numbers",
         )
-    return storage.as_strided(size, stride, offset).clone()
+    return _Held(storage.tensor.as_strided(size, stride, offset))
 
 
-def _parameter(data: Any, *_: Any) -> Tensor:
-    if not isinstance(data, Tensor):
+def _parameter(data: Any, *_: Any) -> _Held:
+    if not isinstance(data, _Held):
         raise DamagedFileError("A parameter is no tensor.", why=type(data).__name__)
     return data
 
@@ -199,9 +191,9 @@ def _parameter(data: Any, *_: Any) -> Tensor:
 class _Unpickler(pickle.Unpickler):
     """Knows the names of a network pickle, and no other."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.BytesIO(path.read_bytes()))
-        self.path = path
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content))
+        self.left = len(content)  # storages cannot hold more than the file
         # a fresh class for each file: a pickle can set attributes of a class that it names
         stub = type("_FileStub", (_Stub,), {"__slots__": ()})
         record = _Function(_Record)
@@ -211,7 +203,7 @@ class _Unpickler(pickle.Unpickler):
             ("dnnlib.util", "EasyDict"): stub,
             ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
             ("torch._utils", "_rebuild_tensor_v2"): _Function(_tensor),
-            ("torch.storage", "_load_from_bytes"): _Function(_storage),
+            ("torch.storage", "_load_from_bytes"): _Function(self._storage),
             ("numpy._core.multiarray", "scalar"): _Function(_scalar),
             ("numpy.core.multiarray", "scalar"): _Function(_scalar),
             ("numpy", "dtype"): _Function(_Dtype),
@@ -225,94 +217,57 @@ class _Unpickler(pickle.Unpickler):
             return self.known[module, name]
         except KeyError:
             raise UnsafeFileError(
-                f"A pickle asks for {module}.{name}, which no network file needs. Nothing of it was run.",
-                where=str(self.path),
-                todo="Do not use this file, unless you know its origin and convert it with the code that made it.",
+                f"A pickle asks for {module[:80]}.{name[:80]}, which no network file needs. Nothing of it was run.",
+                todo=DISTRUST,
             ) from None
 
     def persistent_load(self, pid: Any) -> Any:
-        raise DamagedFileError("An EDM pickle refers to something outside of itself.", why=repr(pid))
+        raise DamagedFileError("An EDM pickle refers to something outside of itself.")
+
+    def _storage(self, data: Any) -> _Held:
+        """The inner pickle of a storage: torch's own restricted reader decodes it, never the plain one."""
+        if not isinstance(data, bytes) or data[:2] == b"PK":
+            raise DamagedFileError("An EDM pickle has a storage in another form than EDM's files.")
+        self.left -= len(data)
+        if self.left < 0:
+            raise UnsafeFileError("A pickle reads the same storage again and again.", todo=DISTRUST)
+        try:
+            storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise UnsafeFileError(
+                "The inner pickle of a tensor holds more than a tensor; it was not run.", todo=DISTRUST
+            ) from None
+        if isinstance(storage, torch.UntypedStorage) or not isinstance(storage, torch.storage.TypedStorage):
+            raise DamagedFileError("The inner pickle of a tensor holds no typed storage.", why=type(storage).__name__)
+        return _Held(torch.empty(0, dtype=storage.dtype).set_(storage))
 
 
 def _file(record: Any) -> EDMFile:
     if not isinstance(record, _Record):
-        raise DamagedFileError("A pickle holds no EDM network under `ema`.", why=type(record).__name__)
+        raise DamagedFileError("A pickle holds no EDM network under `ema`.", todo="Give the file of an EDM network.")
     state = record.state
     network, image_shape, classes = describe(
         record.class_name, tuple(state.get("_init_args") or ()), _plain(state.get("_init_kwargs") or {})
     )
-    tensors = list(_tensors(record, ""))
+    tensors = list(_tensors(record, "", set()))
     if len({name for name, _ in tensors}) != len(tensors):
         raise DamagedFileError("An EDM pickle holds a parameter twice.")
     return EDMFile(network, image_shape, classes, dict(tensors))
-
-
-def describe(
-    class_name: str, arguments: tuple[Any, ...], options: Mapping[str, Any]
-) -> tuple[Network, tuple[int, int, int], int]:
-    """EDM's class and init arguments → the network, its image shape (C, H, W) and its number of classes.
-
-    Raises:
-        DamagedFileError: a class or a setting that is not known here.
-    """
-    if class_name not in PRECONDITIONINGS:
-        raise DamagedFileError(
-            "A pickle holds no EDM network under `ema`.",
-            why=f"it holds {class_name}, expected one of {', '.join(PRECONDITIONINGS)}",
-        )
-    preconditioning = PRECONDITIONINGS[class_name]
-    values = {**dict(zip(("img_resolution", "img_channels", "label_dim"), arguments, strict=False)), **options}
-    usual = "DhariwalUNet" if preconditioning in ("edm", "iddpm") else "SongUNet"
-    architecture = ARCHITECTURES.get(values.pop("model_type", usual))
-    if architecture is None or len(arguments) > 3:
-        raise DamagedFileError("An EDM pickle holds an architecture that is not known here.", why=str(options))
-    try:
-        resolution, channels = int(values.pop("img_resolution")), int(values.pop("img_channels"))
-    except KeyError as e:
-        raise DamagedFileError("An EDM pickle does not say how large its images are.", why=f"no {e}") from None
-    classes = int(values.pop("label_dim", 0))
-    return _network(architecture, preconditioning, values), (channels, resolution, resolution), classes
-
-
-def _network(architecture: str, preconditioning: str, arguments: dict[str, Any]) -> Network:
-    for name, value in FIXED.items():
-        if arguments.pop(name, value) != value:
-            raise DamagedFileError("An EDM pickle has a setting that is not known here.", why=f"{name} is not {value}")
-    values = {k: v for k, v in arguments.items() if k not in IGNORED}
-    settings: dict[str, Any] = {"architecture": architecture, "preconditioning": preconditioning}
-    defaults = ADM_DEFAULTS if architecture == "adm" else SONG_DEFAULTS
-    for name, default in defaults.items():
-        settings[name] = values.pop(name, default)
-    settings["dropout"] = values.pop("dropout", 0.1)
-    for name in ("label_dropout", "augment_dim"):
-        settings[name] = values.pop(name, 0)
-    if architecture == "song":
-        settings["song"] = {
-            "embedding": values.pop("embedding_type", "positional"),
-            "noise_channel_mult": values.pop("channel_mult_noise", 1),
-            "encoder": values.pop("encoder_type", "standard"),
-            "decoder": values.pop("decoder_type", "standard"),
-            "taps": values.pop("resample_filter", [1, 1]),
-        }
-    if values:
-        raise DamagedFileError("An EDM pickle has settings that are not known here.", why=", ".join(sorted(values)))
-    try:
-        return Network.model_validate(settings)
-    except ValueError as e:
-        raise DamagedFileError("An EDM pickle describes an impossible network.", why=str(e)) from None
 
 
 def _plain(value: Any) -> Any:
     return value.state if isinstance(value, _Stub) else value
 
 
-def _tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _tensors(module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers below a module by EDM's names, without the constants."""
-    state = _plain(module) if isinstance(module, _Stub) else module.state
+    if id(module) in seen:
+        raise DamagedFileError("An EDM pickle holds a module twice.")
+    seen.add(id(module))
     for group in ("_parameters", "_buffers"):
-        for name, value in (state.get(group) or {}).items():
-            if isinstance(value, Tensor) and name not in CONSTANT_BUFFERS:
-                yield f"{prefix}{name}", value.float()
-    for name, child in (state.get("_modules") or {}).items():
+        for name, value in (module.state.get(group) or {}).items():
+            if isinstance(value, _Held) and name not in CONSTANT_BUFFERS:
+                yield f"{prefix}{name}", value.tensor.float()
+    for name, child in (module.state.get("_modules") or {}).items():
         if isinstance(child, _Record | _Stub):
-            yield from _tensors(child, f"{prefix}{name}.")
+            yield from _tensors(child, f"{prefix}{name}.", seen)

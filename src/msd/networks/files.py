@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from msd.config import Network, Song
+from msd.config import Network
 from msd.errors import ConfigError, DamagedFileError
 from msd.networks.adm import ADMUNet
 from msd.networks.edm_pickle import read_edm_pickle
@@ -77,7 +77,8 @@ def raw_network(network: Network, image_shape: tuple[int, int, int], num_conditi
     }
     if network.architecture == "adm":
         return ADMUNet(**common)
-    return SongUNet(**common, **(network.song or Song()).model_dump())
+    assert network.song is not None  # the configuration sees to it
+    return SongUNet(**common, **network.song.model_dump())
 
 
 def save_network(net: Preconditioned, path: Path) -> None:
@@ -97,14 +98,63 @@ def load_network(path: Path | str) -> Preconditioned:
     path = Path(path)
     if path.suffix == ".pkl":
         file = read_edm_pickle(path)
-        net = build_network(file.network, image_shape=file.image_shape, num_conditions=file.num_conditions, seed=0)
-        fill(net, file.tensors, path)
-        return net.eval().requires_grad_(False)
+        return network_of(file.tensors, file.network, file.image_shape, file.num_conditions, path)
     tensors, description = read_safetensors(path, NETWORK_FORMAT)
-    network, image_shape, classes = described_network(description, path)
-    net = build_network(network, image_shape=image_shape, num_conditions=classes, seed=0)
-    fill(net, tensors, path)
+    return network_of(tensors, *described_network(description, path), path)
+
+
+def network_of(
+    tensors: dict[str, torch.Tensor],
+    network: Network,
+    image_shape: tuple[int, int, int],
+    num_conditions: int,
+    path: Path,
+) -> Preconditioned:
+    """The network whose weights were read from ``path``. Names and shapes are compared before memory is taken.
+
+    Raises:
+        DamagedFileError: the weights are not those of the architecture.
+    """
+    try:
+        with torch.device("meta"):
+            model = raw_network(network, image_shape, num_conditions)
+    except (ConfigError, RuntimeError) as e:
+        why = e.why if isinstance(e, ConfigError) else str(e)
+        raise DamagedFileError("A weights file describes an impossible network.", where=str(path), why=why) from None
+    expected = {f"model.{name}": t.shape for name, t in model.state_dict().items()}
+    check_fit({name: t.shape for name, t in tensors.items()}, expected, path)
+    net = build_network(network, image_shape=image_shape, num_conditions=num_conditions, seed=0)
+    net.load_state_dict(tensors)
     return net.eval().requires_grad_(False)
+
+
+def check_fit(found: dict[str, torch.Size], expected: dict[str, torch.Size], path: Path | str) -> None:
+    """Compare names and shapes of weights with those of an architecture.
+
+    Raises:
+        DamagedFileError: they differ; the first few are named.
+    """
+    both = [n for n in expected if n in found]
+    lists = {
+        "missing": [n for n in expected if n not in found],
+        "unexpected": [n for n in found if n not in expected],
+        "of another shape": [
+            f"{n} {tuple(found[n])} for {tuple(expected[n])}" for n in both if found[n] != expected[n]
+        ],
+    }
+    problems = [f"{len(names)} {what}: {first_few(names)}" for what, names in lists.items() if names]
+    if problems:
+        raise DamagedFileError(
+            "Weights do not fit the architecture.",
+            where=str(path),
+            why="; ".join(problems),
+            todo="Give the architecture, image size and number of classes that they were trained with.",
+        )
+
+
+def first_few(names: list[str], count: int = 3) -> str:
+    """The first names of a list, for messages."""
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
 
 
 def described_network(description: dict[str, Any], path: Path) -> tuple[Network, tuple[int, int, int], int]:
@@ -126,12 +176,8 @@ def fill(net: nn.Module, tensors: dict[str, torch.Tensor], path: Path | str) -> 
     Raises:
         DamagedFileError: they do not fit.
     """
-    try:
-        net.load_state_dict(tensors)
-    except RuntimeError as e:
-        raise DamagedFileError(
-            "Weights do not fit the architecture in the file.", where=str(path), why=str(e)
-        ) from None
+    check_fit({n: t.shape for n, t in tensors.items()}, {n: t.shape for n, t in net.state_dict().items()}, path)
+    net.load_state_dict(tensors)
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], file_format: str, description: Any) -> None:

@@ -6,6 +6,7 @@ the noise levels that the network knows; x-, ε- and score-views of D are in ``d
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
@@ -55,6 +56,7 @@ class Preconditioned(Backbone):
         self.model, self.image_shape, self.pixel_unshuffle = model, image_shape, pixel_unshuffle
         self.num_conditions = model.label_dim
         self.sigma_min, self.sigma_max, self.sigma_data = sigma_min, sigma_max, SIGMA_DATA
+        self.known_sigmas = (sigma_min, sigma_max)
         self.description: dict[str, Any] = {}  # how to build it again; ``networks.files`` fills it
         grid = karras_sigmas(GRID_STEPS, sigma_min, sigma_max).float().flip(0)
         self.register_buffer("noise_grid", grid, persistent=False)
@@ -62,10 +64,6 @@ class Preconditioned(Backbone):
     @abstractmethod
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """At noise levels σ (B, 1, 1, 1) float32."""
-
-    def round_sigma(self, sigma: Tensor) -> Tensor:
-        """The nearest noise level that the network knows; σ itself where it knows all."""
-        return sigma
 
     @property
     def student_level(self) -> float:
@@ -82,7 +80,7 @@ class Preconditioned(Backbone):
 
         Args:
             x: (B, C, H, W) noised image in units where the data lie in [-1, 1].
-            sigma: (B,) or 0-d noise level.
+            sigma: (B,), (B, 1, 1, 1) or 0-d noise level.
             class_labels: (B, num_conditions) one-hot or (B,) class ids, or None: the unconditional prediction.
             augment_labels: (B, augment_dim), or None: not augmented.
 
@@ -130,9 +128,12 @@ class Preconditioned(Backbone):
         decode: bool = True,
     ) -> tuple[Tensor | None, Tensor]:
         x = x.float()
-        s = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x)).reshape(-1, 1, 1, 1)
-        if labels is not None and labels.ndim == 1:
-            labels = self._one_hot(labels)
+        s = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1).expand(len(x))
+        s = s.reshape(-1, 1, 1, 1)
+        if labels is not None and not labels.is_floating_point():
+            labels = self._one_hot(labels.reshape(-1)) if labels.ndim == 1 else labels.float()
+        if labels is not None:
+            labels = labels.reshape(-1, self.num_conditions)
         c = self.coefficients(s)
         inner = c.input * x
         if self.pixel_unshuffle > 1:
@@ -153,6 +154,7 @@ class EDMPrecond(Preconditioned):
         super().__init__(
             model, image_shape=image_shape, pixel_unshuffle=pixel_unshuffle, sigma_min=0.002, sigma_max=80.0
         )
+        self.known_sigmas = (0.0, math.inf)
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         total = sigma.square() + self.sigma_data**2
