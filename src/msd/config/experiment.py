@@ -1,0 +1,165 @@
+"""The experiment as a whole: rows of the table, evaluation, and what no single key shows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, ValidationError
+
+from msd.config.base import TEACHER, Section, merge, nearest
+from msd.config.networks import Network
+from msd.config.problems import describe
+from msd.config.recipe import Recipe
+from msd.config.sources import ClassifierSource, Data, KnownSource, TeacherSource
+from msd.config.training import Sampler, Training
+from msd.registry import KNOWN
+
+
+class Consecutive(Section):
+    kind: Literal["consecutive"] = "consecutive"
+
+
+class Random(Section):
+    kind: Literal["random"]
+    seed: int = 0
+
+
+class BalancedKMeans(Section):
+    """Balanced k-means over the teacher's own class embeddings."""
+
+    kind: Literal["kmeans"]
+    seed: int = 0
+
+
+class Explicit(Section):
+    """Parts written by hand."""
+
+    kind: Literal["explicit"]
+    parts: list[list[int]]
+
+
+PartitionSpec: TypeAlias = Annotated[Consecutive | Random | BalancedKMeans | Explicit, Field(discriminator="kind")]
+StageName: TypeAlias = Literal["dm", "adm"]
+
+
+class TeacherVariant(Section):
+    """The teacher itself as a row of the table."""
+
+    model: Literal["teacher"]
+
+
+class WeightsVariant(Section):
+    """A one-step student that was made elsewhere, measured like the others."""
+
+    model: Literal["weights"]
+    path: str = Field(description="a safetensors file written by msd; `msd teacher convert` makes one of DMD2's files")
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="checked at every use")
+
+
+class StudentVariant(Section):
+    """K one-step students. Fair comparisons vary only the first four fields."""
+
+    model: Literal["students"] = "students"
+    students: PositiveInt = Field(description="K")
+    partition: PartitionSpec = Consecutive()
+    network: str = Field(TEACHER, description="a name under `networks`; `teacher` is the teacher's architecture")
+    images: PositiveFloat = Field(1.0, description="factor on the images of the dm and adm stages, per student")
+    stages: list[StageName] = Field(default=["dm", "adm"])
+    recipe: dict[str, Any] = Field(default={}, description="changes to the recipe for this row; the table marks it")
+
+
+def _model_of(variant: Any) -> str | None:
+    """Rows are students unless they say otherwise."""
+    return variant.get("model", "students") if isinstance(variant, dict) else getattr(variant, "model", None)
+
+
+Variant: TypeAlias = Annotated[
+    Annotated[TeacherVariant, Tag("teacher")]
+    | Annotated[WeightsVariant, Tag("weights")]
+    | Annotated[StudentVariant, Tag("students")],
+    Discriminator(_model_of),
+]
+
+
+class Evaluation(Section):
+    metric: str = Field("fd_digits", pattern=r"^fd_[a-z0-9_]+$", description="name of the distance; never FID")
+    images: PositiveInt = Field(description="generated per variant, the same number of each class")
+    batch_size: PositiveInt = 250
+    sampler: Sampler = Sampler()
+    features: ClassifierSource
+    judge: ClassifierSource
+    neighbours: PositiveInt = Field(3, description="k of precision and recall")
+    latency_repeats: PositiveInt = 50
+    gallery_columns: PositiveInt = 10
+
+
+class Compute(Section):
+    """How, not what: never part of an identity."""
+
+    threads: PositiveInt = Field(1, description="CPU threads of a training job; bit-equality needs the same number")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    log_every_updates: PositiveInt = 2
+    checkpoint_every_updates: PositiveInt = 10
+
+
+class Experiment(Section):
+    """The whole of params.yaml after overlays."""
+
+    experiment: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="results go to results/<experiment>/")
+    seed: int = 0
+    data: Data
+    teacher: TeacherSource
+    networks: dict[str, Network] = Field(default={})
+    recipe: Recipe
+    evaluation: Evaluation
+    compute: Compute = Compute()
+    variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], Variant] = Field(min_length=1)
+
+    def recipe_of(self, variant: StudentVariant) -> Recipe:
+        """The recipe with the variant's own changes."""
+        return Recipe.model_validate(merge(self.recipe.model_dump(mode="json"), variant.recipe))
+
+
+def cross_check(experiment: Experiment) -> list[str]:
+    """Problems that no single field shows."""
+    problems = []
+    for name in experiment.networks:
+        if name == TEACHER:
+            problems.append("networks.teacher: this name is reserved for the teacher's own architecture")
+    teacher = experiment.teacher
+    known = KNOWN.get(teacher.name) if isinstance(teacher, KnownSource) else None
+    if isinstance(teacher, KnownSource) and known is None:
+        problems.append(f"teacher.name: no known teacher {teacher.name!r}{nearest(teacher.name, list(KNOWN))}")
+    if known is not None and known.classes is None:
+        problems.append("teacher.name: this teacher is conditioned on text, the stages here are for classes")
+    for name, variant in experiment.variants.items():
+        if not isinstance(variant, StudentVariant):
+            continue
+        where = f"variants.{name}"
+        if variant.network != TEACHER and variant.network not in experiment.networks:
+            names = [TEACHER, *experiment.networks]
+            problems.append(f"{where}.network: no network {variant.network!r}{nearest(variant.network, names)}")
+        if known is not None and known.classes == 0 and variant.students > 1:
+            problems.append(
+                f"{where}.students: the teacher is unconditional, there is nothing to split among {variant.students}"
+            )
+        if isinstance(variant.partition, Explicit) and len(variant.partition.parts) != variant.students:
+            problems.append(
+                f"{where}.partition.parts: {len(variant.partition.parts)} parts for {variant.students} students"
+            )
+        if variant.stages not in (["dm"], ["dm", "adm"]):
+            problems.append(f"{where}.stages: must be [dm] or [dm, adm], since adm resumes from dm")
+        try:
+            recipe = experiment.recipe_of(variant)
+        except ValidationError as e:
+            problems += [f"{where}.recipe.{describe(x, Recipe)}" for x in e.errors()]
+            continue
+        for stage in variant.stages:
+            training: Training = getattr(recipe, stage)
+            images = training.images * variant.images
+            if images < training.batch_size or images % training.batch_size:
+                problems.append(
+                    f"{where}.images: {variant.images:g} × {training.images} images of {stage} = {images:g}, "
+                    f"not a whole number of batches of {training.batch_size}"
+                )
+    return problems

@@ -1,0 +1,58 @@
+"""How something is trained, and how a teacher is sampled."""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from msd.config.base import NonNegative, Section, Share
+
+
+class Optimizer(Section):
+    """AdamW with linear warm-up and clipping of the gradient's norm."""
+
+    learning_rate: PositiveFloat
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.01
+    warmup_updates: int = Field(0, ge=0, description="updates over which the learning rate rises linearly")
+    clip_norm: PositiveFloat = 10.0
+
+
+class Training(Section):
+    """Length and batch of a training stage."""
+
+    images: PositiveInt = Field(description="images of (student) updates, a multiple of batch_size")
+    batch_size: PositiveInt
+    ema_halflife_images: NonNegative = Field(0, description="half-life of the weight average in images; 0: none")
+    ema_rampup: Share = Field(0.05, description="half-life is at most this share of the images so far; 0: no ramp-up")
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> Training:
+        if self.images % self.batch_size:
+            raise ValueError(f"images ({self.images}) is not a multiple of batch_size ({self.batch_size})")
+        return self
+
+
+class NoiseDistribution(Section):
+    """Log-normal σ, with a share of the draws uniform on the Karras grid between sigma_max and `high_sigma_min`."""
+
+    p_mean: float = -1.2
+    p_std: PositiveFloat = 1.2
+    high_sigma_share: Share = 0.0
+    high_sigma_min: PositiveFloat = 10.0
+
+
+class TeacherTraining(Training):
+    """EDM's denoising loss (arXiv 2206.00364, section 5)."""
+
+    flip: bool = Field(False, description="mirror each training image left to right with probability ½")
+    optimizer: Optimizer
+    noise: NoiseDistribution = NoiseDistribution()
+
+
+class Sampler(Section):
+    """Heun's sampler for the teacher; NFE = 2·num_steps − 1."""
+
+    num_steps: PositiveInt = 18
+    sigma_min: PositiveFloat = 0.002
+    sigma_max: PositiveFloat = 80.0
+    rho: PositiveFloat = 7.0
