@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_crash_between_checkpoints_replays_and_ends_with_the_same_bits(tmp_path:
     assert list(journal.metrics(tmp_path / "b" / "events.jsonl")) == [BATCH * k for k in range(1, UPDATES + 1)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 def test_signal_saves_then_stops(number: signal.Signals, tmp_path: Path) -> None:
     before = signal.getsignal(number)
     schedule = Schedule(UPDATES * BATCH, log_every=1, checkpoint_every=100)
@@ -99,6 +100,18 @@ def test_signal_saves_then_stops(number: signal.Signals, tmp_path: Path) -> None
     train(undisturbed, tmp_path / "undisturbed", schedule)
     train(resumed, tmp_path, schedule)
     assert equal(undisturbed, resumed)
+
+
+def test_a_run_in_slices_ends_with_the_bits_of_a_whole_one(tmp_path: Path) -> None:
+    whole, sliced = dm_step(), dm_step()
+    train(whole, tmp_path / "whole", SCHEDULE)
+    slices = replace(SCHEDULE, checkpoint_every=100, images_this_run=2 * BATCH)
+    for k in range(1, UPDATES // 2):
+        with pytest.raises(InterruptedRun, match="limit of this run"):
+            train(dm_step(), tmp_path / "sliced", slices)
+        assert events(tmp_path / "sliced", "checkpoint")[-1]["nimg"] == 2 * k * BATCH
+    assert train(sliced, tmp_path / "sliced", slices).nimg == UPDATES * BATCH  # the last slice is no interruption
+    assert equal(whole, sliced)
 
 
 def test_signal_in_the_last_update_is_too_late(tmp_path: Path) -> None:

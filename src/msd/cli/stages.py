@@ -99,6 +99,7 @@ def _how(node: Node, plan: Plan) -> tuple[Compute, ProgressDisplay]:
 
 
 Stage = Callable[[Node, Plan], Manifest]
+TRAINED = ("teacher", "classifier", "tsm", "dm", "adm")
 STAGES: dict[str, tuple[Stage, str, str]] = {
     "data": (_data, "load, check and split the images", "msd data"),
     "teacher": (_teacher, "fetch and verify the teacher, or train it (source: train)", "msd teacher"),
@@ -129,6 +130,13 @@ def register(commands: Any) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add_target(parser)
+        if kind in TRAINED:
+            parser.add_argument(
+                "--max-kimg-this-run",
+                type=float,
+                metavar="N",
+                help="save and end with 75 after N thousand images; the same command goes on",
+            )
         if kind == "data":
             parser.add_argument("--list", action="store_true", help="list the known sources and end")
         add_configuration(parser)
@@ -142,6 +150,8 @@ def _runner(kind: str, stage: Stage) -> Callable[[argparse.Namespace], None]:
 
             print("\n".join(f"{name}: {source.description}" for name, source in SOURCES.items()))
             return
+        if getattr(arguments, "max_kimg_this_run", None) is not None:
+            arguments.config.append(f"compute.max_kimg_this_run={arguments.max_kimg_this_run}")
         plan = plan_of(arguments)
         node = target_of(arguments, plan, kind)
         manifest = stage(node, plan)

@@ -100,6 +100,9 @@ class Compute(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every_updates: PositiveInt = 2
     checkpoint_every_updates: PositiveInt = 10
+    max_kimg_this_run: PositiveFloat | None = Field(
+        None, description="a training job saves and ends with 75 after so many thousand images; run it again to go on"
+    )
 
 
 class Experiment(Section):

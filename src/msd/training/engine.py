@@ -25,11 +25,15 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how often, in images; ``log_every`` and ``checkpoint_every`` count updates."""
+    """How long and how often, in images; ``log_every`` and ``checkpoint_every`` count updates.
+
+    ``images_this_run`` ends the run earlier, as a signal would; None: no limit.
+    """
 
     images: int
     log_every: int
     checkpoint_every: int
+    images_this_run: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def train(step: Step, folder: Path, schedule: Schedule, progress: Progress = lam
         progress: called at log points with (images done, images in all, metrics).
 
     Raises:
-        InterruptedRun: SIGTERM or SIGINT came; a checkpoint was saved first.
+        InterruptedRun: a signal came or ``images_this_run`` are done; a checkpoint was saved first.
         DivergedError: a logged value is not finite; the last checkpoint is kept.
     """
     journal = Journal(folder)
@@ -78,7 +82,7 @@ def train(step: Step, folder: Path, schedule: Schedule, progress: Progress = lam
         threads=torch.get_num_threads(),
         slurm_job_id=os.environ.get("SLURM_JOB_ID"),
     )
-    began = time.monotonic()
+    began, first = time.monotonic(), nimg
 
     def save() -> None:
         seconds = before + time.monotonic() - began
@@ -103,12 +107,15 @@ def train(step: Step, folder: Path, schedule: Schedule, progress: Progress = lam
                         todo="Lower the learning rate; the last checkpoint is kept.",
                     )
                 progress(nimg, schedule.images, metrics)
-            if updates % schedule.checkpoint_every == 0 or nimg >= schedule.images or stop.requested:
+            reason = stop.requested
+            if reason is None and schedule.images_this_run and nimg - first >= schedule.images_this_run:
+                reason = "the limit of this run"
+            if updates % schedule.checkpoint_every == 0 or nimg >= schedule.images or reason:
                 save()
-            if stop.requested and nimg < schedule.images:
-                journal.write("interrupted", nimg=nimg, signal=stop.requested)
+            if reason and nimg < schedule.images:
+                journal.write("interrupted", nimg=nimg, signal=reason)
                 raise InterruptedRun(
-                    f"Stopped by signal {stop.requested}; saved.",
+                    f"Stopped by {reason}; saved.",
                     where=str(folder),
                     todo="Run the same command again: it goes on from here.",
                 )
@@ -128,9 +135,9 @@ def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
 
 
 class _StopRequest:
-    """Remembers SIGTERM and SIGINT until the loop comes to a step boundary."""
+    """Remembers a signal until the loop comes to a step boundary. Schedulers send SIGUSR2 before a time limit."""
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.requested: str | None = None

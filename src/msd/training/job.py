@@ -68,7 +68,13 @@ def run_job(job: Job, compute: Compute, progress: Progress) -> store.Manifest:
         finished = _read_finished(folder)
         if finished is None:
             step = job.make_step()
-            schedule = Schedule(job.images, compute.log_every_updates, compute.checkpoint_every_updates)
+            kimg = compute.max_kimg_this_run
+            schedule = Schedule(
+                job.images,
+                compute.log_every_updates,
+                compute.checkpoint_every_updates,
+                images_this_run=None if kimg is None else round(1000 * kimg),
+            )
             outcome = train(step, folder, schedule, progress)
             files = job.export(step, folder)
             finished = {
