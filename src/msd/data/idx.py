@@ -25,9 +25,15 @@ UNSIGNED_BYTES = 8  # third byte of the file; the fourth is the number of axes
 def idx(path: Path) -> ImageSource:
     """A file of images, plain or gzipped, with its file of labels beside it; of a folder, the training images."""
     file = _plain_or_gz(path / TRAINING_IMAGES) if path.is_dir() else path
+    return idx_files(
+        file, _plain_or_gz(file.with_name(file.name.removesuffix(".gz").replace("images-idx3", "labels-idx1")))
+    )
+
+
+def idx_files(file: Path, labels_file: Path) -> ImageSource:
+    """A file of images and its file of labels."""
     with _open(file, 3) as (_, shape):
         picture_of = layout(shape, str(file))
-    labels_file = _plain_or_gz(file.with_name(file.name.removesuffix(".gz").replace("images-idx3", "labels-idx1")))
     with _open(labels_file, 1) as (f, (count,)):
         labels = np.frombuffer(f.read(count), np.uint8)
 

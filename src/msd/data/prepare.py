@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msd.config import Data
-from msd.data.images import ImageSource
-from msd.data.sources import open_source
+from msd.data.images import ImageSource, settle_classes
+from msd.data.sources import SOURCES, open_source
 from msd.data.stream import Progress, Written, write_images
 from msd.errors import DataError
 from msd.store import Manifest, digest
@@ -35,7 +35,8 @@ def prepare(settings: Data, out: Path, progress: Progress | None = None) -> Mani
         DataError, DamagedFileError: it is not as it should be; the first bad image is named.
     """
     source = open_source(settings.source, settings.path or "", settings.classes)
-    write = _split if settings.evaluation_path is None else _take_given
+    given = settings.evaluation_path is not None or SOURCES[settings.source].held_out is not None
+    write = _take_given if given else _split
     written, counts = write(source, settings, out.parent, progress)
     results = {
         "sha256": written.sha256,
@@ -70,9 +71,16 @@ def _split(
 def _take_given(
     source: ImageSource, settings: Data, folder: Path, progress: Progress | None
 ) -> tuple[Written, tuple[int, int]]:
-    """Train on all images of one source and evaluate on all of another. The digest is of both contents' digests."""
+    """Train on all images of one source, evaluate on all of another or on the set's own test images.
+
+    The digest is of both contents' digests.
+    """
     classes = None if source.class_names else source.num_classes
-    given = open_source(settings.source, settings.evaluation_path or "", classes)
+    official = SOURCES[settings.source].held_out
+    if official is None:
+        given = open_source(settings.source, settings.evaluation_path or "", classes)
+    else:
+        given = settle_classes(official(), classes)
     if given.class_names != source.class_names:
         raise DataError(
             "The classes of the evaluation images are not those of the training images.",

