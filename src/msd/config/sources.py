@@ -33,9 +33,7 @@ class Data(Section):
     classes: PositiveInt | None = Field(None, description="how many, if the source does not say: largest label + 1")
     evaluation_path: str | None = Field(None, description="images to hold out; null: hold a share of `path` out")
     evaluation_sha256: Sha256 | None = Field(None, description="of the content of `evaluation_path`")
-    evaluation_share: Share = Field(
-        0.5, description="share of each class held out where there is no test set"
-    )
+    evaluation_share: Share = Field(0.5, description="share of each class held out where there is no test set")
 
     @field_validator("source", mode="before")
     @classmethod
