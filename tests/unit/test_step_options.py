@@ -7,19 +7,13 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from tiny import BATCH, adm_step, dm_step, tensors
+from tiny import adm_step, dm_step, images_and_conditions, tensors
 
 from msd.distill.dm import DmStep
 from msd.distill.losses import divergence_weights, dm_loss, r1_penalty
 from msd.draws import Draws
 
 RATIO = 3
-
-
-def images_and_conditions(step: DmStep) -> tuple[torch.Tensor, torch.Tensor]:
-    noise = Draws(9).normal("noise", 0, (BATCH, *step.student.image_shape))
-    cond = step.part[torch.arange(BATCH) % len(step.part)]
-    return step.student.generate(noise, cond), cond
 
 
 def calls(step: DmStep, role: str, update: Any) -> int:

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import BATCH, adm_step, copies, dm_step, moved, tensors, tsm_step
+from tiny import BATCH, adm_step, copies, dm_step, images_and_conditions, moved, tensors, tsm_step
 
 from msd.distill import dm
 from msd.distill.dm import DmStep
-from msd.draws import Draws
 
 RATIO = 3
 Make = Callable[..., DmStep]
@@ -31,12 +30,6 @@ def moved_by(step: DmStep, update: Callable[[], Any]) -> dict[str, set[str]]:
     before = {role: copies(net) for role, net in networks(step).items()}
     update()
     return {role: names for role, net in networks(step).items() if (names := moved(net, before[role]))}
-
-
-def images_and_conditions(step: DmStep) -> tuple[torch.Tensor, torch.Tensor]:
-    noise = Draws(9).normal("noise", 0, (BATCH, *step.student.image_shape))
-    cond = step.part[torch.arange(BATCH) % len(step.part)]
-    return step.student.generate(noise, cond), cond
 
 
 @both

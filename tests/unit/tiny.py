@@ -97,6 +97,13 @@ def adm_step(seed: int = 0, part: tuple[int, ...] = (1, 2), **changes: Any) -> A
     )
 
 
+def images_and_conditions(step: DmStep) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of a student's images, with gradient, and conditions of its part."""
+    noise = Draws(9).normal("noise", 0, (BATCH, *step.student.image_shape))
+    cond = step.part[torch.arange(BATCH) % len(step.part)]
+    return step.student.generate(noise, cond), cond
+
+
 def tensors(tree: Any, prefix: str = "") -> dict[str, torch.Tensor]:
     """Every tensor of a nested state, by its path."""
     if isinstance(tree, torch.Tensor):

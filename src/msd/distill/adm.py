@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from msd import config
@@ -49,9 +48,7 @@ class AdmStep(DmStep):
             x0_teacher, noised = x0_teacher.detach(), noised.detach()
             logits = self.discriminator(features)
         else:
-            noised, sigma = self._noised_for_scores(x.detach(), index)
-            with torch.no_grad():
-                x0_teacher = self.teacher.denoise(noised, sigma, cond)
+            noised, sigma, x0_teacher = self._teacher_view(x, cond, index)
             logits = self._logits(x, cond, "generator", index)
         weights = divergence_weights(logits, self.settings.divergence)
         terms, values = self._dm_terms(x, cond, index, noised, sigma, x0_teacher, weights)

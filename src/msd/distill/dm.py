@@ -121,10 +121,13 @@ class DmStep:
 
     def _student_terms(self, x: Tensor, cond: Tensor, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted terms of the student's loss, and what to journal."""
-        noised, sigma = self._noised_for_scores(x.detach(), index)
-        with torch.no_grad():
-            x0_teacher = self.teacher.denoise(noised, sigma, cond)
-        return self._dm_terms(x, cond, index, noised, sigma, x0_teacher)
+        return self._dm_terms(x, cond, index, *self._teacher_view(x, cond, index))
+
+    @torch.no_grad()
+    def _teacher_view(self, x: Tensor, cond: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The input of the two scores, its levels (B,), and the teacher's prediction."""
+        noised, sigma = self._noised_for_scores(x, index)
+        return noised, sigma, self.teacher.denoise(noised, sigma, cond)
 
     def _noised_for_scores(self, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
         """The input of the two scores and its levels (B,)."""

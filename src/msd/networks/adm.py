@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msd.networks.layers import UNetBlock, drop_labels, group_norm, positional_embedding, zero
+from msd.networks.layers import UNetBlock, group_norm, positional_embedding, zero
 from msd.networks.raw import RawNetwork
 
 EMBEDDING_MULTIPLE = 4  # width of the embedding, in units of model_channels
@@ -103,8 +103,7 @@ class ADMUNet(RawNetwork):
             e = e + self.map_augment(augment_labels.to(e.dtype))
         e = self.map_layer1(F.silu(self.map_layer0(e)))
         if self.map_label is not None:
-            labels = e.new_zeros(len(e), self.label_dim) if class_labels is None else class_labels.to(e.dtype)
-            e = e + self.map_label(drop_labels(labels, self.label_dropout, self.training))
+            e = e + self.map_label(self.labels_for(e, class_labels))
         return F.silu(e)
 
     def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:

@@ -6,18 +6,22 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from msd.networks.layers import drop_labels
+
 
 class RawNetwork(nn.Module, ABC):
     """A UNet from (scaled image, noise label, labels) to a raw output.
 
     Attributes:
         label_dim: number of classes, 0 for an unconditional network.
+        label_dropout: share of class labels set to zero in training.
         augment_dim: width of the augmentation labels (arXiv 2206.00364, appendix F.2), 0 for none.
         map_label: the linear map of the class labels, if any.
         bottleneck_channels, bottleneck_resolution: of the encoder's last output.
     """
 
     label_dim: int
+    label_dropout: float
     augment_dim: int
     map_label: nn.Linear | None
     bottleneck_channels: int
@@ -29,6 +33,12 @@ class RawNetwork(nn.Module, ABC):
 
         Without class labels a conditional network is given zeros: the unconditional embedding.
         """
+
+    def labels_for(self, embedding: Tensor, class_labels: Tensor | None) -> Tensor:
+        """Class labels (B, label_dim) in the embedding's type; zeros for None; some dropped in training."""
+        if class_labels is None:
+            return embedding.new_zeros(len(embedding), self.label_dim)
+        return drop_labels(class_labels.to(embedding.dtype), self.label_dropout, self.training)
 
     @abstractmethod
     def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:

@@ -18,7 +18,6 @@ from msd.networks.layers import (
     Resample,
     ResampleConv,
     UNetBlock,
-    drop_labels,
     fourier_embedding,
     group_norm,
     positional_embedding,
@@ -158,9 +157,7 @@ class SongUNet(RawNetwork):
             e = fourier_embedding(noise_label, self.map_noise.freqs)
         e = torch.cat(e.chunk(2, dim=1)[::-1], dim=1).to(self.map_layer0.weight.dtype)  # sines first
         if self.map_label is not None:
-            labels = e.new_zeros(len(e), self.label_dim) if class_labels is None else class_labels.to(e.dtype)
-            labels = drop_labels(labels, self.label_dropout, self.training)
-            e = e + self.map_label(labels * math.sqrt(self.label_dim))
+            e = e + self.map_label(self.labels_for(e, class_labels) * math.sqrt(self.label_dim))
         if self.map_augment is not None and augment_labels is not None:
             e = e + self.map_augment(augment_labels.to(e.dtype))
         return F.silu(self.map_layer1(F.silu(self.map_layer0(e))))
