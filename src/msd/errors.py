@@ -79,6 +79,24 @@ class UnsafeFileError(MsdError):
     exit_code = 10
 
 
+class LeaseLostError(MsdError):
+    """Another process has taken over the run directory; this one wrote nothing after that."""
+
+    exit_code = 11
+
+
+class StorageError(MsdError):
+    """A checkpoint could not be written, for want of room say; the one before it is kept."""
+
+    exit_code = 12
+
+
+class OutOfMemoryError(MsdError):
+    """The device's memory does not suffice, also with half the micro-batch."""
+
+    exit_code = 13
+
+
 class InterruptedRun(MsdError):
     """A signal asked the run to stop; it was saved and the same command goes on (EX_TEMPFAIL)."""
 

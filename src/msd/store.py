@@ -73,10 +73,11 @@ def _fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def write_with(path: Path, writer: Callable[[Path], object]) -> None:
+def write_with(path: Path, writer: Callable[[Path], object], guard: Callable[[], None] = lambda: None) -> None:
     """Let ``writer`` fill a temporary path, then move it to ``path`` atomically.
 
-    For libraries that insist on opening the file themselves.
+    For libraries that insist on opening the file themselves. ``guard`` is called right before the move; if it raises,
+    ``path`` is as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +88,7 @@ def write_with(path: Path, writer: Callable[[Path], object]) -> None:
         with open(temporary, "rb+") as f:
             os.fsync(f.fileno())
         os.chmod(temporary, 0o644)
+        guard()
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):

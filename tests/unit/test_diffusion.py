@@ -10,7 +10,7 @@ from torch import Tensor
 
 from msd.config import NoiseDistribution
 from msd.diffusion import heun, karras_sigmas
-from msd.diffusion.noise import draw_sigma
+from msd.diffusion.noise import draw_sigma, high_levels
 from msd.draws import Draws
 
 MEAN, STD = 0.3, 0.5
@@ -85,7 +85,7 @@ def test_stochastic_sampler_keeps_the_distribution() -> None:
 
 
 def test_training_levels_are_log_normal() -> None:
-    sigma = draw_sigma(NoiseDistribution(p_mean=-1.0, p_std=0.5), Draws(0), 0, 20_000, karras_sigmas(1000).float())
+    sigma = draw_sigma(NoiseDistribution(p_mean=-1.0, p_std=0.5), Draws(0).batches(0, 20_000)[0], torch.empty(0))
     assert float(sigma.log().mean()) == pytest.approx(-1.0, abs=0.02)
     assert float(sigma.log().std()) == pytest.approx(0.5, abs=0.02)
 
@@ -93,7 +93,7 @@ def test_training_levels_are_log_normal() -> None:
 def test_a_share_of_training_levels_is_high() -> None:
     settings = NoiseDistribution(p_mean=-5.0, p_std=0.1, high_sigma_share=0.25, high_sigma_min=10.0)
     grid = karras_sigmas(1000).float().flip(0)
-    sigma = draw_sigma(settings, Draws(0), 0, 20_000, grid)
+    sigma = draw_sigma(settings, Draws(0).batches(0, 20_000)[0], high_levels(settings, grid))
     high = sigma[sigma > 1]
     assert len(high) / len(sigma) == pytest.approx(0.25, abs=0.02)
     assert torch.isin(high, grid).all()

@@ -30,16 +30,13 @@ def job(folder: Path, name: str = "one", identity: dict[str, Any] | None = None,
     """A real training job of the tiny networks."""
     node = Node("dm", "train", name, {"images": images}, {}, folder, "tiny dm")
 
-    def export(step: Any, state: Path) -> dict[str, Path]:
-        save_network(step.student, state / "student.safetensors")
-        return {"student": state / "student.safetensors"}
-
     return Job(
         node=node,
         identity=identity or {"images": images},
         images=images,
-        make_step=dm_step,
-        export=export,
+        batch_size=BATCH,
+        make_step=lambda micro_batch: dm_step(),
+        save=save_network,
         results={"part": [1, 2]},
         measure=lambda files: {"measured": sha256_file(files["student"])},
     )
@@ -49,7 +46,7 @@ def run(job: Job) -> Manifest:
     return run_job(job, COMPUTE, lambda *_: None)
 
 
-def no_step() -> Any:
+def no_step(micro_batch: int | None) -> Any:
     raise AssertionError("the step must not be built")
 
 
@@ -163,8 +160,8 @@ def test_second_job_of_one_identity_waits_and_adopts(tmp_path: Path, capsys: pyt
         [
             sys.executable,
             "-c",
-            "import sys, time; from pathlib import Path; from msd.store import one_writer\n"
-            "with one_writer(Path(sys.argv[1])): print('holds', flush=True); time.sleep(0.5)",
+            "import sys, time; from pathlib import Path; from msd.training.lease import Lease\n"
+            "with Lease(Path(sys.argv[1])): print('holds', flush=True); time.sleep(0.5)",
             str(folder),
         ],
         stdout=subprocess.PIPE,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from tiny import adm_step, dm_step, images_and_conditions, tensors
+from tiny import adm_step, dm_step, draws_of, images_and_conditions, tensors
 
 from msd.distill.dm import DmStep
 from msd.distill.losses import divergence_weights, dm_loss, r1_penalty
@@ -30,8 +30,8 @@ def calls(step: DmStep, role: str, update: Any) -> int:
 def test_strict_alternation_leaves_out_the_students_own_iteration(make: Any, strict: bool, expected: int) -> None:
     step = make(two_time_scale_ratio=RATIO, strict_alternation=strict)
     values = step(0)
-    assert step.fake_updater.updates == expected
-    assert step.student_updater.updates == 1
+    assert step.updaters["fake_score"].updates == expected
+    assert step.updaters["student"].updates == 1
     assert {"dm_loss", "fake_score_loss"} <= values.keys()
 
 
@@ -49,25 +49,25 @@ def test_guidance_of_scale_one_is_none(make: Any) -> None:
     assert calls(make(), "teacher", lambda: None) == 0
     step = make()
     x, cond = images_and_conditions(step)
-    assert calls(step, "teacher", lambda: step._student_terms(x, cond, 0)) == 1
+    assert calls(step, "teacher", lambda: step._student_terms(x, cond, draws_of(step))) == 1
 
 
 @pytest.mark.parametrize("make", [dm_step, adm_step], ids=["dm", "adm"])
 def test_guidance_extrapolates_from_the_unconditional_prediction(make: Any) -> None:
     step = make(teacher_guidance=1.75)
     x, cond = images_and_conditions(step)
-    noised, sigma = step._noised_for_scores(x.detach(), 0)
+    noised, sigma = step._noised_for_scores(x.detach(), draws_of(step))
     with_cond = step.teacher.denoise(noised, sigma, cond)
     without = step.teacher(noised, sigma)
     assert not torch.allclose(with_cond, without)
     assert torch.allclose(step._guided(with_cond, noised, sigma), with_cond + 0.75 * (with_cond - without), atol=1e-6)
-    assert calls(step, "teacher", lambda: step._student_terms(x, cond, 0)) == 2
+    assert calls(step, "teacher", lambda: step._student_terms(x, cond, draws_of(step))) == 2
 
 
 def test_head_on_the_teacher_leaves_the_fake_score_alone() -> None:
     step = adm_step(discriminator_features="teacher")
     x, cond = images_and_conditions(step)
-    terms, _ = step._critic_terms(x.detach(), cond, 0)
+    terms, _ = step._critic_terms(x.detach(), cond, draws_of(step))
     terms["discriminator"].backward()
     assert not any(p.grad is not None and p.grad.any() for p in step.fake_score.parameters())
     assert all(p.grad is not None and p.grad.any() for p in step.discriminator.parameters())
@@ -80,7 +80,7 @@ def test_head_on_the_teacher_shares_one_pass_with_the_score_and_reaches_the_stud
     held: dict[str, torch.Tensor] = {}
 
     def student_terms() -> None:
-        held.update(step._student_terms(x, cond, 0)[0])
+        held.update(step._student_terms(x, cond, draws_of(step))[0])
 
     assert calls(step, "teacher", student_terms) == 1
     held["adversarial"].backward()
@@ -93,7 +93,7 @@ def test_head_on_the_teacher_does_not_change_the_dm_gradient() -> None:
         step = adm_step(discriminator_features=features)
         x, cond = images_and_conditions(step)
         x.retain_grad()
-        step._student_terms(x, cond, 0)[0]["dm"].backward()
+        step._student_terms(x, cond, draws_of(step))[0]["dm"].backward()
         gradients.append(x.grad)
     assert torch.allclose(*gradients, rtol=1e-4, atol=1e-9)
 
@@ -105,9 +105,8 @@ def test_weights_of_the_divergences() -> None:
     for divergence, h in expected.items():
         found = divergence_weights(logits, divergence)  # type: ignore[arg-type]
         assert not found.requires_grad
-        assert torch.allclose(found, h / h.mean(), rtol=1e-5)
-    huge = divergence_weights(torch.tensor([1e4, 0.0]), "forward_kl")
-    assert torch.allclose(huge, torch.tensor([2.0, 0.0]))
+        assert torch.allclose(found, h, rtol=1e-5)
+    assert divergence_weights(torch.tensor([1e4, -1e4]), "forward_kl").isfinite().all()
 
 
 def test_weights_scale_the_gradient_of_each_image() -> None:
@@ -124,7 +123,7 @@ def test_weights_scale_the_gradient_of_each_image() -> None:
 @pytest.mark.parametrize("divergence", ["jensen_shannon", "forward_kl"])
 def test_divergence_changes_the_dm_term_only(divergence: str) -> None:
     plain, other = adm_step(), adm_step(divergence=divergence)
-    terms = [step._student_terms(*images_and_conditions(step), 0)[0] for step in (plain, other)]
+    terms = [step._student_terms(*images_and_conditions(step), draws_of(step))[0] for step in (plain, other)]
     assert terms[0]["dm"] != terms[1]["dm"]
     assert terms[0]["adversarial"] == terms[1]["adversarial"]
 
@@ -143,6 +142,6 @@ def test_r1_penalty_flattens_the_discriminator_only_where_asked() -> None:
     values = step(0)
     assert values["r1_penalty"] > 0
     x, cond = images_and_conditions(step)
-    terms, _ = step._critic_terms(x.detach(), cond, 0)
+    terms, _ = step._critic_terms(x.detach(), cond, draws_of(step))
     terms["r1"].backward()
     assert any(p.grad is not None and p.grad.any() for p in step.discriminator.parameters())

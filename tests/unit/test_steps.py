@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import BATCH, adm_step, copies, dm_step, images_and_conditions, moved, tensors, tsm_step
+from tiny import BATCH, adm_step, copies, dm_step, draws_of, images_and_conditions, moved, tensors, tsm_step
 
 from msd.distill import dm
-from msd.distill.dm import DmStep
+from msd.distill.dm import DmStep, Generated
 
 RATIO = 3
 Make = Callable[..., DmStep]
@@ -20,9 +20,7 @@ both = pytest.mark.parametrize("make", [dm_step, adm_step], ids=["dm", "adm"])
 
 def networks(step: DmStep) -> dict[str, torch.nn.Module]:
     """Every network that a step holds, by role."""
-    held = {"student": step.student, "teacher": step.teacher, "fake_score": step.fake_score}
-    discriminator = getattr(step, "discriminator", None)
-    return held | ({"discriminator": discriminator} if discriminator is not None else {})
+    return {"teacher": step.teacher, **step.networks()}
 
 
 def moved_by(step: DmStep, update: Callable[[], Any]) -> dict[str, set[str]]:
@@ -35,8 +33,7 @@ def moved_by(step: DmStep, update: Callable[[], Any]) -> dict[str, set[str]]:
 @both
 def test_student_update_moves_the_student_only(make: Make) -> None:
     step = make()
-    x, cond = images_and_conditions(step)
-    found = moved_by(step, lambda: step._update_student(x, cond, 0))
+    found = moved_by(step, lambda: step._update_student([draws_of(step)]))
     assert found.keys() == {"student"}
     assert all(not p.requires_grad or p.grad is None for p in step.fake_score.parameters())
 
@@ -45,21 +42,20 @@ def test_student_update_moves_the_student_only(make: Make) -> None:
 def test_critic_update_moves_the_critics_only(make: Make) -> None:
     step = make()
     x, cond = images_and_conditions(step)
-    found = moved_by(step, lambda: step._update_critic(x.detach(), cond, 0))
+    found = moved_by(step, lambda: step._update_critics([Generated(draws_of(step), cond, x.detach())]))
     assert found.keys() == networks(step).keys() - {"student", "teacher"}
 
 
 def test_every_weight_of_the_student_learns() -> None:
     step = dm_step(part=(0, 1, 2, 3))
-    x, cond = images_and_conditions(step)
-    found = moved_by(step, lambda: step._update_student(x, cond, 0))
+    found = moved_by(step, lambda: step._update_student([draws_of(step)]))
     assert found["student"] == set(dict(step.student.named_parameters()))
 
 
 def test_discriminator_gradient_reaches_the_fake_scores_encoder_only() -> None:
     step = adm_step(discriminator_weight=1e3)
     x, cond = images_and_conditions(step)
-    logits = step._logits(x.detach(), cond, "critic", 0)
+    logits = step._logits(x.detach(), cond, "critic", draws_of(step))
     logits.sum().backward()
     reached = {name for name, p in step.fake_score.named_parameters() if p.grad is not None and p.grad.any()}
     assert any(name.startswith("model.enc.") for name in reached)
@@ -70,7 +66,7 @@ def test_adversarial_term_reaches_the_student() -> None:
     step = adm_step()
     x, cond = images_and_conditions(step)
     with dm.frozen(step.fake_score, step.discriminator):
-        terms, _ = step._student_terms(x, cond, 0)
+        terms, _ = step._student_terms(x, cond, draws_of(step))
         terms["adversarial"].backward()
     assert any(p.grad is not None and p.grad.any() for p in step.student.parameters())
     assert not any(p.grad is not None for p in step.discriminator.parameters())
@@ -105,35 +101,37 @@ def test_two_time_scales(make: Make, ratio: int) -> None:
     step = make(two_time_scale_ratio=ratio)
     for start in (0, BATCH):
         step(start)
-    assert step.student_updater.updates == 2
-    assert [u.updates for u in step._critic_updaters()] == [2 * ratio] * (len(networks(step)) - 2)
+    assert step.updaters["student"].updates == 2
+    assert [u.updates for name, u in step.updaters.items() if name != "student"] == [2 * ratio] * (
+        len(networks(step)) - 2
+    )
 
 
 def test_regression_pulls_towards_the_pairs() -> None:
     plain, pulled = dm_step(), dm_step(regression=True)
     x, cond = images_and_conditions(pulled)
-    terms, values = pulled._student_terms(x, cond, 0)
+    terms, values = pulled._student_terms(x, cond, draws_of(pulled))
     assert terms.keys() == {"dm", "regression"}
     assert terms["regression"] == 0.5 * values["regression_loss"]
     with torch.no_grad():
-        first = float(pulled._regression(0))
-    assert plain._student_terms(x, cond, 0)[0].keys() == {"dm"}
+        first = float(pulled._regression(draws_of(pulled))[0])
+    assert plain._student_terms(x, cond, draws_of(plain))[0].keys() == {"dm"}
     for start in range(0, 30 * BATCH, BATCH):
         pulled(start)
     with torch.no_grad():
-        assert float(pulled._regression(0)) < first
+        assert float(pulled._regression(draws_of(pulled))[0]) < first
 
 
 def test_average_starts_where_it_is_told() -> None:
     step = adm_step()
-    assert moved(step.ema.net, copies(step.student))
-    assert not moved(dm_step().ema.net, copies(dm_step().student))
+    assert moved(step.emas["student"].net, copies(step.student))
+    assert not moved(dm_step().emas["student"].net, copies(dm_step().student))
 
 
 @both
 def test_journal_values_are_the_agreed_ones(make: Make) -> None:
     values = make()(0)
-    common = {"dm_loss", "fake_score_loss", "student_gradient_norm", "fake_score_gradient_norm", "dm_gradient_mean_abs"}
+    common = {"dm_loss", "fake_score_loss", "dm_gradient_mean_abs", "dm_nonfinite_share", "sample_spread"}
     further = {"generator_adversarial_loss", "discriminator_loss", "logits_real", "logits_fake"}
     assert values.keys() == common | (further if make is adm_step else set())
     assert all(v.ndim == 0 and torch.isfinite(v) for v in values.values())

@@ -13,7 +13,7 @@ from msd.data.archive import LabelledImages
 from msd.distill.adm import AdmStep
 from msd.distill.dm import DmStep, Pairs
 from msd.distill.tsm import TsmStep
-from msd.draws import Draws
+from msd.draws import BatchDraws, Draws
 from msd.networks import Preconditioned
 from msd.networks.discriminator import Discriminator
 from msd.networks.files import build_network
@@ -95,6 +95,12 @@ def adm_step(seed: int = 0, part: tuple[int, ...] = (1, 2), **changes: Any) -> A
         discriminator=discriminator,
         average=network(4),
     )
+
+
+def draws_of(step: DmStep) -> BatchDraws:
+    """The draws of the step's first batch."""
+    (draws,) = step.draws.batches(0, step.batch_size)
+    return draws
 
 
 def images_and_conditions(step: DmStep) -> tuple[torch.Tensor, torch.Tensor]:

@@ -39,8 +39,8 @@ def sample(arguments: argparse.Namespace) -> None:
 
     from msd.bundle.bundle import Bundle
     from msd.data.archive import to_uint8
+    from msd.data.grid import save_grid
     from msd.draws import noise_of_images
-    from msd.evaluate.grid import save_grid
 
     if arguments.bundle is None:
         if arguments.variant is None:

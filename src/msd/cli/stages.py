@@ -53,7 +53,7 @@ def _partition(node: Node, plan: Plan) -> Manifest:
 
 
 def _pairs(node: Node, plan: Plan) -> Manifest:
-    from msd.distill.run import make_pairs
+    from msd.distill.pairs import make_pairs
 
     return make_pairs(node, *_how(node, plan))
 

@@ -98,8 +98,20 @@ class Compute(Section):
 
     threads: PositiveInt = Field(1, description="CPU threads of a training job; bit-equality needs the same number")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    micro_batch: PositiveInt | None = Field(
+        None, description="most images of a batch at once on one device; null: as many as a GPU's memory holds"
+    )
+    channels_last: bool = Field(False, description="memory layout of the networks; speeds up some, slows down others")
+    gradient_checkpointing: bool = Field(False, description="half the memory of activations for a third more work")
+    compile: bool = Field(False, description="compile the networks' blocks; needs a C++ compiler and some minutes")
     log_every_updates: PositiveInt = 2
     checkpoint_every_updates: PositiveInt = 10
+    snapshot_every_updates: PositiveInt | None = Field(
+        None, description="draw a picture and export the averaged weights that often; null: at the end only"
+    )
+    give_up_after_skipped: PositiveInt = Field(
+        20, description="updates in a row with a gradient that is not finite; they are skipped, then training stops"
+    )
     max_kimg_this_run: PositiveFloat | None = Field(
         None, description="a training job saves and ends with 75 after so many thousand images; run it again to go on"
     )

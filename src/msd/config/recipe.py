@@ -24,7 +24,9 @@ class Regression(Section):
     weight: PositiveFloat = 0.25
     pairs: PositiveInt = 25000
     batch_size: PositiveInt
-    metric: Literal["huber", "l2"] = "huber"
+    metric: Literal["huber", "l2", "lpips"] = Field(
+        "huber", description="lpips: as in the paper, on RGB images; its VGG16 is downloaded at first use (528 MB)"
+    )
     sampler: Sampler = Sampler()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from msd.config.base import NonNegative, Section, Share
 
@@ -22,8 +24,26 @@ class Training(Section):
 
     images: PositiveInt = Field(description="images of (student) updates, a multiple of batch_size")
     batch_size: PositiveInt
-    ema_halflife_images: NonNegative = Field(0, description="half-life of the weight average in images; 0: none")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the networks' inner computations; weights, losses and optimisers are float32 always"
+    )
+    ema_halflife_images: NonNegative | list[NonNegative] = Field(
+        0.0, description="half-life of the weight average in images, 0: none; of a list, later stages use the first"
+    )
     ema_rampup: Share = Field(0.05, description="half-life is at most this share of the images so far; 0: no ramp-up")
+
+    @property
+    def ema_halflives(self) -> list[float]:
+        """Of all averages; the first is the one that later stages use."""
+        halflives = self.ema_halflife_images
+        return halflives if isinstance(halflives, list) else [halflives]
+
+    @field_validator("ema_halflife_images")
+    @classmethod
+    def _one_of_each(cls, halflives: float | list[float]) -> float | list[float]:
+        if isinstance(halflives, list) and (not halflives or len(set(halflives)) != len(halflives)):
+            raise ValueError("the list must name one half-life or more, each once")
+        return halflives
 
     @model_validator(mode="after")
     def _whole_batches(self) -> Training:

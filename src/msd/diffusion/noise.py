@@ -6,18 +6,22 @@ import torch
 from torch import Tensor
 
 from msd import config
-from msd.draws import Draws
+from msd.draws import BatchDraws
 
 
-def draw_sigma(settings: config.NoiseDistribution, draws: Draws, start: int, count: int, grid: Tensor) -> Tensor:
-    """σ of a batch, (count,) float32.
+def high_levels(settings: config.NoiseDistribution, grid: Tensor) -> Tensor:
+    """The levels of a network's noise grid that the share of high levels is drawn from."""
+    return grid[grid >= settings.high_sigma_min]
 
-    ``ln σ ~ N(p_mean, p_std²)``; a share ``high_sigma_share`` is instead uniform over the levels of the network's
-    noise ``grid`` above ``high_sigma_min``: a one-step student works at σ_max, where the log-normal hardly goes.
+
+def draw_sigma(settings: config.NoiseDistribution, draws: BatchDraws, high: Tensor) -> Tensor:
+    """σ of a batch, (B,) float32.
+
+    ``ln σ ~ N(p_mean, p_std²)``; a share ``high_sigma_share`` is instead uniform over ``high`` (see
+    ``high_levels``): a one-step student works at σ_max, where the log-normal hardly goes.
     """
-    sigma = (draws.normal("sigma", start, (count,)) * settings.p_std + settings.p_mean).exp()
+    sigma = (draws.normal("sigma", ()) * settings.p_std + settings.p_mean).exp()
     if settings.high_sigma_share:
-        high = grid[grid >= settings.high_sigma_min]
-        chosen = high[draws.integers("high-sigma", start, count, 0, len(high)).to(high.device)]
-        sigma = torch.where(draws.uniform("high-share", start, count) < settings.high_sigma_share, chosen, sigma)
+        chosen = high[draws.to_device(draws.integers("high-sigma", 0, len(high)))]
+        sigma = torch.where(draws.uniform("high-share") < settings.high_sigma_share, chosen, sigma)
     return sigma

@@ -9,19 +9,22 @@ filtered by part (MSD, arXiv 2410.23274), so every student keeps the full label 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from msd import config
-from msd.distill.losses import dm_loss, fake_score_loss, regression_loss
-from msd.draws import Draws
+from msd.distill.losses import Metric, dm_loss, fake_score_loss, regression_loss
+from msd.distill.pictures import PICTURE_ROWS, sampled_side_by_side
+from msd.draws import BatchDraws, Draws
 from msd.networks import Backbone
-from msd.training.ema import Ema
-from msd.training.step import Updater, minimise
+from msd.training.ema import averages_of
+from msd.training.step import Picture, Step, Updater, Watch, add_up, learn
+
+Terms = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""The weighted terms of a loss, and what to journal; each is a mean over a micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,21 @@ class Pairs:
     cond: Tensor
 
 
+@dataclass(frozen=True)
+class Generated:
+    """A micro-batch that the student generates.
+
+    Attributes:
+        draws: its rows of the batch's draws.
+        cond: (B,) int64.
+        x: (B, C, H, W), without gradient.
+    """
+
+    draws: BatchDraws
+    cond: Tensor
+    x: Tensor
+
+
 @contextlib.contextmanager
 def frozen(*nets: nn.Module) -> Iterator[None]:
     """Let gradients flow through ``nets`` without reaching their parameters."""
@@ -50,7 +68,7 @@ def frozen(*nets: nn.Module) -> Iterator[None]:
             net.requires_grad_(True)
 
 
-class DmStep:
+class DmStep(Step):
     """One student update of distribution matching.
 
     Args:
@@ -60,9 +78,14 @@ class DmStep:
         part: (P,) int64 the conditions the student owns.
         settings: losses and optimisers.
         draws: random streams.
-        average: where the student's weight average starts; None: at the student.
+        average: where the student's weight averages start; None: at the student.
         pairs: regression pairs, needed if ``settings.regression`` is set.
+        metric: of the regression where it is a network's (LPIPS); None: the one that the settings name.
     """
+
+    watches: tuple[Watch, ...] = (
+        Watch("sample_spread", "fallen_to", 0.25, "the student's images have become alike, it may have collapsed"),
+    )
 
     def __init__(
         self,
@@ -74,65 +97,96 @@ class DmStep:
         draws: Draws,
         average: Backbone | None = None,
         pairs: Pairs | None = None,
+        metric: Metric | None = None,
     ) -> None:
         self.student, self.fake_score = student.eval().requires_grad_(True), fake_score.eval().requires_grad_(True)
         self.teacher, self.part, self.settings, self.draws, self.pairs = teacher, part, settings, draws, pairs
-        self.batch_size = settings.batch_size
-        self.student_updater = Updater(student, settings.student)
-        self.fake_updater = Updater(fake_score, settings.fake_score)
-        self.ema = Ema(average or student, settings.ema_halflife_images, settings.ema_rampup)
+        self.batch_size, self.metric = settings.batch_size, metric
+        self.updaters = {
+            "student": Updater(student, settings.student),
+            "fake_score": Updater(fake_score, settings.fake_score),
+        }
+        self.emas = averages_of(average or student, settings, "student")
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"student": self.student, "fake_score": self.fake_score}
+
+    def counts(self, nimg: int) -> dict[str, int]:
+        """Images that the fake score has learnt from."""
+        ratio = self.settings.two_time_scale_ratio
+        return {"fake_score_nimg": nimg * (ratio - self.settings.strict_alternation)}
 
     def __call__(self, start: int) -> dict[str, Tensor]:
-        n, draws, ratio = self.batch_size, self.draws, self.settings.two_time_scale_ratio
+        n, ratio = self.batch_size, self.settings.two_time_scale_ratio
         values: dict[str, Tensor] = {}
         for i in range(ratio):
             index = start * ratio + i * n
-            noise = draws.normal("noise", index, (n, *self.student.image_shape))
-            cond = self.part[draws.integers("condition", index, n, 0, len(self.part))].to(draws.device)
+            batches = self.draws.batches(index, n)
             if i == 0:
-                x = self.student.generate(noise, cond)
-                values |= self._update_student(x, cond, index)
-                self.ema.update(self.student, start + n, n)
-                x = x.detach()
+                seen, generated = self._update_student(batches)
+                values |= seen
+                for ema in self.emas.values():
+                    ema.update(self.student, start + n, n)
             else:
                 with torch.no_grad():
-                    x = self.student.generate(noise, cond)
+                    generated = [Generated(draws, *self._generate(draws)) for draws in batches]
             if i > 0 or not self.settings.strict_alternation:
-                values |= self._update_critic(x, cond, index)
+                values |= self._update_critics(generated)
         return values
 
-    def _update_student(self, x: Tensor, cond: Tensor, index: int) -> dict[str, Tensor]:
-        with frozen(*self._critics()):
-            terms, values = self._student_terms(x, cond, index)
-            (norm,) = minimise(torch.stack(list(terms.values())).sum(), self.student_updater)
-        return values | {"student_gradient_norm": norm}
+    def _update_student(self, batches: Sequence[BatchDraws]) -> tuple[dict[str, Tensor], list[Generated]]:
+        values: dict[str, Tensor] = {}
+        generated: list[Generated] = []
 
-    def _update_critic(self, x: Tensor, cond: Tensor, index: int) -> dict[str, Tensor]:
-        terms, values = self._critic_terms(x, cond, index)
-        norms = minimise(torch.stack(list(terms.values())).sum(), *self._critic_updaters())
-        return values | {"fake_score_gradient_norm": norms[0]}
+        def losses() -> Iterator[Tensor]:
+            for draws in batches:
+                cond, x = self._generate(draws)
+                generated.append(Generated(draws, cond, x.detach()))
+                terms, seen = self._student_terms(x, cond, draws)
+                add_up(values, seen, draws.share)
+                yield draws.share * torch.stack(list(terms.values())).sum()
 
-    def _critics(self) -> list[nn.Module]:
-        """Networks that are frozen while the student learns."""
-        return [self.fake_score]
+        self._let_learn(losses, ["student"])
+        return values, generated
 
-    def _critic_updaters(self) -> list[Updater]:
-        return [self.fake_updater]
+    def _update_critics(self, generated: Sequence[Generated]) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = {}
 
-    def _student_terms(self, x: Tensor, cond: Tensor, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The weighted terms of the student's loss, and what to journal."""
-        return self._dm_terms(x, cond, index, *self._teacher_view(x, cond, index))
+        def losses() -> Iterator[Tensor]:
+            for batch in generated:
+                terms, seen = self._critic_terms(batch.x, batch.cond, batch.draws)
+                add_up(values, seen, batch.draws.share)
+                yield batch.draws.share * torch.stack(list(terms.values())).sum()
+
+        self._let_learn(losses, [name for name in self.updaters if name != "student"])
+        return values
+
+    def _let_learn(self, losses: Callable[[], Iterator[Tensor]], movers: Sequence[str]) -> None:
+        """Update the named networks and no others; gradients may pass through frozen ones."""
+        still = [net for name, net in self.networks().items() if name not in movers]
+        with frozen(*still):
+            learn(losses(), [self.updaters[name] for name in movers], [self.teacher, *still])
+
+    def _generate(self, draws: BatchDraws) -> tuple[Tensor, Tensor]:
+        """Conditions of the part (B,) and the student's images (B, C, H, W)."""
+        noise = draws.normal("noise", self.student.image_shape)
+        cond = draws.to_device(self.part[draws.integers("condition", 0, len(self.part))])
+        return cond, self.student.generate(noise, cond)
+
+    def _student_terms(self, x: Tensor, cond: Tensor, draws: BatchDraws) -> Terms:
+        """The student's loss on its images ``x``, with gradient."""
+        return self._dm_terms(x, cond, draws, *self._teacher_view(x, cond, draws))
 
     @torch.no_grad()
-    def _teacher_view(self, x: Tensor, cond: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _teacher_view(self, x: Tensor, cond: Tensor, draws: BatchDraws) -> tuple[Tensor, Tensor, Tensor]:
         """The input of the two scores, its levels (B,), and the teacher's prediction."""
-        noised, sigma = self._noised_for_scores(x, index)
+        noised, sigma = self._noised_for_scores(x, draws)
         return noised, sigma, self.teacher.denoise(noised, sigma, cond)
 
-    def _noised_for_scores(self, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    def _noised_for_scores(self, x: Tensor, draws: BatchDraws) -> tuple[Tensor, Tensor]:
         """The input of the two scores and its levels (B,)."""
         low, high = self.settings.grid_range
-        return self._noise(x, "dm", index, low, high + 1)
+        return self._noise(x, "dm", draws, low, high + 1)
 
     @torch.no_grad()
     def _guided(self, x0_teacher: Tensor, noised: Tensor, sigma: Tensor) -> Tensor:
@@ -147,58 +201,59 @@ class DmStep:
         self,
         x: Tensor,
         cond: Tensor,
-        index: int,
+        draws: BatchDraws,
         noised: Tensor,
         sigma: Tensor,
         x0_teacher: Tensor,
         weights: Tensor | None = None,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    ) -> Terms:
         """Distribution matching, and the regression where there is one."""
         with torch.no_grad():
             x0_fake = self.fake_score.denoise(noised, sigma, cond)
-        loss, g = dm_loss(x, self._guided(x0_teacher, noised, sigma), x0_fake, weights)
+        guided = self._guided(x0_teacher, noised, sigma)
+        loss, g = dm_loss(x, guided, x0_fake, weights)
         terms = {"dm": loss}
-        values = {"dm_loss": loss, "dm_gradient_mean_abs": g.abs().mean()}
+        values = {
+            "dm_loss": loss,
+            "dm_gradient_mean_abs": g.abs().mean(),
+            "dm_nonfinite_share": (~(x0_fake - guided).isfinite()).float().mean(),
+            "sample_spread": x.detach().float().std(dim=0, correction=0).mean(),
+        }
         if self.settings.regression is not None:
-            values["regression_loss"] = regression = self._regression(index)
-            terms["regression"] = self.settings.regression.weight * regression
+            values["regression_loss"], terms["regression"] = self._regression(draws)
         return terms, values
 
-    def _critic_terms(self, x: Tensor, cond: Tensor, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The weighted terms of the critic's loss on the student's images ``x``, and what to journal."""
-        noised, sigma = self._noise(x, "fake", index, 0, len(self.fake_score.noise_grid))
+    def _critic_terms(self, x: Tensor, cond: Tensor, draws: BatchDraws) -> Terms:
+        """The critics' loss on the student's images ``x``, without gradient."""
+        noised, sigma = self._noise(x, "fake", draws, 0, len(self.fake_score.noise_grid))
         prediction = self.fake_score.denoise(noised, sigma, cond)
         loss = fake_score_loss(prediction, x, sigma, self.fake_score.sigma_data)
         return {"fake_score": loss}, {"fake_score_loss": loss}
 
-    def _regression(self, index: int) -> Tensor:
+    def _regression(self, draws: BatchDraws) -> tuple[Tensor, Tensor]:
+        """The regression loss on this micro-batch's pairs, plain and weighted.
+
+        Pairs have a batch of their own; the ratio of the shares makes the parts of both add up to means.
+        """
         settings, pairs = self.settings.regression, self.pairs
         assert settings is not None
         assert pairs is not None
-        chosen = self.draws.integers("pairs", index, settings.batch_size, 0, len(pairs.cond))
-        noise, cond, y = (t[chosen].to(self.draws.device) for t in (pairs.noise, pairs.cond, pairs.images))
-        return regression_loss(self.student.generate(noise, cond), y, settings.metric)
+        mine = draws.sized(settings.batch_size)
+        if not mine.size:
+            nothing = torch.zeros((), device=self.draws.device)
+            return nothing, nothing
+        chosen = mine.integers("pairs", 0, len(pairs.cond))
+        noise, cond, y = (mine.to_device(t[chosen]) for t in (pairs.noise, pairs.cond, pairs.images))
+        loss = regression_loss(self.student.generate(noise, cond), y, self.metric or settings.metric)
+        loss = mine.share / draws.share * loss
+        return loss, settings.weight * loss
 
-    def _noise(self, x: Tensor, role: str, index: int, low: int, high: int) -> tuple[Tensor, Tensor]:
+    def _noise(self, x: Tensor, role: str, draws: BatchDraws, low: int, high: int) -> tuple[Tensor, Tensor]:
         """Noise images to levels of the grid with low ≤ j < high; returns x_σ and σ (B,)."""
-        grid, n = self.teacher.noise_grid, len(x)
-        sigma = grid[self.draws.integers(f"{role}/level", index, n, low, high).to(grid.device)]
-        noise = self.draws.normal(f"{role}/noise", index, tuple(x.shape))
-        return x + sigma.reshape(-1, 1, 1, 1) * noise, sigma
+        sigma = self.teacher.noise_grid[draws.to_device(draws.integers(f"{role}/level", low, high))]
+        return x + sigma.reshape(-1, 1, 1, 1) * draws.normal(f"{role}/noise", tuple(x.shape[1:])), sigma
 
-    def _state(self) -> dict[str, Any]:
-        """Everything that changes while training, by name."""
-        return {
-            "student": self.student,
-            "fake_score": self.fake_score,
-            "student_updater": self.student_updater,
-            "fake_updater": self.fake_updater,
-            "ema": self.ema,
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: thing.state_dict() for name, thing in self._state().items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, thing in self._state().items():
-            thing.load_state_dict(state[name])
+    def picture(self) -> Picture:
+        cond = self.part[torch.arange(PICTURE_ROWS) % len(self.part)]
+        samplers = {"teacher": self.teacher, "fake score": self.fake_score}
+        return sampled_side_by_side(samplers, {"student": self.emas["student"].net}, self.draws, cond)

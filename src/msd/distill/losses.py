@@ -5,6 +5,7 @@ Sources: DMD (arXiv 2311.18828), DMD2 (arXiv 2405.14867), EDM (arXiv 2206.00364)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Divergence = Literal["reverse_kl", "jensen_shannon", "forward_kl"]
+Metric = Callable[[Tensor, Tensor], Tensor]  # images (B, C, H, W) in [-1, 1], twice → distances (B,)
+MAX_LOGIT = 10.0  # of the forward KL's weights: exp of more says nothing but that real and fake are told apart
 
 
 def _same_shape(*tensors: Tensor) -> None:
@@ -59,10 +62,9 @@ def tsm_loss(x0_student: Tensor, x0_teacher: Tensor, sigma: Tensor, sigma_data: 
 
 
 def divergence_weights(logits: Tensor, divergence: Divergence) -> Tensor:
-    """f-distill's weights of the distribution-matching gradient: h(r) = f''(r) r² at r = exp(logit), mean 1.
+    """f-distill's weights of the distribution-matching gradient: h(r) = f''(r) r² at r = exp(logit).
 
     h is 1 for the reverse KL divergence, r/(1+r) for Jensen–Shannon, r for the forward KL (arXiv 2502.15681, table 1).
-    The division by the batch's mean is ours: it keeps the gradient's size, so that one learning rate serves all.
 
     Args:
         logits: (B,) of the discriminator on the student's images, an estimate of ln(p_real/p_student).
@@ -74,8 +76,7 @@ def divergence_weights(logits: Tensor, divergence: Divergence) -> Tensor:
     logits = logits.detach().float()
     if divergence == "reverse_kl":
         return torch.ones_like(logits)
-    h = logits.sigmoid() if divergence == "jensen_shannon" else logits.softmax(0)
-    return h / h.mean()
+    return logits.sigmoid() if divergence == "jensen_shannon" else logits.clamp(max=MAX_LOGIT).exp()
 
 
 def dm_loss(x: Tensor, x0_teacher: Tensor, x0_fake: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -146,17 +147,26 @@ def r1_penalty(logits_real: Tensor, logits_nearby: Tensor) -> Tensor:
     return (logits_real.float() - logits_nearby.float()).square().mean()
 
 
-def regression_loss(x: Tensor, y: Tensor, metric: Literal["huber", "l2"]) -> Tensor:
+def regression_loss(x: Tensor, y: Tensor, metric: str | Metric) -> Tensor:
     """DMD's regression of the student's image on the teacher's for the same noise.
 
     Args:
         x: (B, C, H, W) the student's images.
         y: (B, C, H, W) the teacher's.
-        metric: mean Huber (δ = 1, half squared error inside) or mean squared error.
+        metric: ``huber`` (mean, δ = 1, half squared error inside), ``l2`` (mean squared error), or a function that
+            gives each pair's distance (B,): ``distill.perceptual.Lpips``, which DMD uses.
 
     Returns:
         0-d float32.
     """
     _same_shape(x, y)
     x, y = x.float(), y.float().detach()
-    return F.huber_loss(x, y) if metric == "huber" else F.mse_loss(x, y)
+    if callable(metric):
+        distances = metric(x, y)
+        _per_image(distances, x)
+        return distances.float().mean()
+    if metric == "huber":
+        return F.huber_loss(x, y)
+    if metric == "l2":
+        return F.mse_loss(x, y)
+    raise ValueError(f"no metric {metric!r}")

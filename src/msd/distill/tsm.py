@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msd import config
 from msd.data.archive import LabelledImages
-from msd.diffusion.noise import draw_sigma
+from msd.diffusion.noise import draw_sigma, high_levels
 from msd.distill.losses import tsm_loss
+from msd.distill.pictures import PICTURE_ROWS, sampled_side_by_side
 from msd.draws import Draws
 from msd.networks import Backbone
-from msd.training.ema import Ema
-from msd.training.step import Updater, minimise
+from msd.training.ema import averages_of
+from msd.training.step import Picture, Step, Updater, add_up, learn
 
 
-class TsmStep:
+class TsmStep(Step):
     """``E[ λ(σ) ‖D_student(x_σ; σ, c) − D_teacher(x_σ; σ, c)‖² ]`` over noised real images of all classes.
 
     Args:
@@ -33,30 +34,32 @@ class TsmStep:
     ) -> None:
         self.student, self.teacher, self.data = student.eval().requires_grad_(True), teacher, data
         self.settings, self.draws, self.batch_size = settings, draws, settings.batch_size
-        self.updater = Updater(student, settings.optimizer)
-        self.ema = Ema(student, settings.ema_halflife_images, settings.ema_rampup)
+        self.updaters = {"student": Updater(student, settings.optimizer)}
+        self.emas = averages_of(student, settings, "student")
+        self.high_levels = high_levels(settings.noise, teacher.noise_grid)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"student": self.student}
 
     def __call__(self, start: int) -> dict[str, Tensor]:
-        n, draws = self.batch_size, self.draws
-        x, cond = self.data.batch(draws.integers("data", start, n, 0, len(self.data.labels)))
-        x, cond = x.to(draws.device), cond.to(draws.device)
-        sigma = draw_sigma(self.settings.noise, draws, start, n, self.teacher.noise_grid)
-        noised = x + sigma.reshape(-1, 1, 1, 1) * draws.normal("noise", start, tuple(x.shape))
-        with torch.no_grad():
-            target = self.teacher.denoise(noised, sigma, cond)
-        loss = tsm_loss(self.student.denoise(noised, sigma, cond), target, sigma, self.teacher.sigma_data)
-        (norm,) = minimise(loss, self.updater)
-        self.ema.update(self.student, start + n, n)
-        return {"loss": loss, "gradient_norm": norm}
+        values: dict[str, Tensor] = {}
+        learn(self._losses(start, values), list(self.updaters.values()), [self.teacher])
+        for ema in self.emas.values():
+            ema.update(self.student, start + self.batch_size, self.batch_size)
+        return values
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "student": self.student.state_dict(),
-            "updater": self.updater.state_dict(),
-            "ema": self.ema.state_dict(),
-        }
+    def _losses(self, start: int, values: dict[str, Tensor]) -> Iterator[Tensor]:
+        for draws in self.draws.batches(start, self.batch_size):
+            x, cond = self.fetch(self.data, draws.integers("data", 0, len(self.data.labels)), draws)
+            sigma = draw_sigma(self.settings.noise, draws, self.high_levels)
+            noised = x + sigma.reshape(-1, 1, 1, 1) * draws.normal("noise", self.data.image_shape)
+            with torch.no_grad():
+                target = self.teacher.denoise(noised, sigma, cond)
+            loss = tsm_loss(self.student.denoise(noised, sigma, cond), target, sigma, self.teacher.sigma_data)
+            add_up(values, {"loss": loss}, draws.share)
+            yield draws.share * loss
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.student.load_state_dict(state["student"])
-        self.updater.load_state_dict(state["updater"])
-        self.ema.load_state_dict(state["ema"])
+    def picture(self) -> Picture:
+        cond = torch.arange(PICTURE_ROWS) % self.teacher.num_classes
+        nets = {"teacher": self.teacher, "student": self.emas["student"].net}
+        return sampled_side_by_side(nets, {}, self.draws, cond)

@@ -5,6 +5,7 @@ They are two networks so that the judge has no share in the distance. Both are t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from msd.data.archive import LabelledImages, to_float
 from msd.draws import Draws, stream_seed
 from msd.errors import DamagedFileError
 from msd.networks.files import fill, read_safetensors, write_safetensors
-from msd.training.step import Updater, minimise
+from msd.training.step import Step, Updater, add_up, learn
 from msd.weights import CLASSIFIER_FORMAT
 
 
@@ -61,35 +62,41 @@ class Classifier(nn.Module):
         return self(to_float(images))
 
 
-class ClassifierStep:
+class ClassifierStep(Step):
     """One update by cross entropy on randomly shifted images.
 
     Args:
         net: what to train.
         data: the training half.
-        settings: optimiser, EMA and augmentation.
+        settings: optimiser and augmentation.
+        draws: random streams.
     """
 
-    def __init__(self, net: Classifier, data: LabelledImages, settings: config.ClassifierTraining) -> None:
-        self.net, self.data, self.settings = net.train(), data, settings
-        self.draws, self.batch_size = Draws(settings.seed), settings.batch_size
-        self.updater = Updater(net, settings.optimizer)
+    def __init__(
+        self, net: Classifier, data: LabelledImages, settings: config.ClassifierTraining, draws: Draws
+    ) -> None:
+        self.net, self.data, self.settings, self.draws = net.train(), data, settings, draws
+        self.batch_size, self.emas = settings.batch_size, {}
+        self.updaters = {"": Updater(net, settings.optimizer)}
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"weights": self.net}
 
     def __call__(self, start: int) -> dict[str, Tensor]:
-        n, reach = self.batch_size, self.settings.max_shift
-        x, labels = self.data.batch(self.draws.integers("data", start, n, 0, len(self.data.labels)))
-        shifts = self.draws.integers("shift", start, 2 * n, 0, 2 * reach + 1).reshape(n, 2)
-        _, logits = self.net(_shift(x, shifts, reach))
-        loss = F.cross_entropy(logits, labels)
-        (norm,) = minimise(loss, self.updater)
-        return {"loss": loss, "accuracy": (logits.argmax(1) == labels).float().mean(), "gradient_norm": norm}
+        values: dict[str, Tensor] = {}
+        learn(self._losses(start, values), list(self.updaters.values()), [])
+        return values
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"net": self.net.state_dict(), "updater": self.updater.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.net.load_state_dict(state["net"])
-        self.updater.load_state_dict(state["updater"])
+    def _losses(self, start: int, values: dict[str, Tensor]) -> Iterator[Tensor]:
+        reach = self.settings.max_shift
+        for draws in self.draws.batches(start, self.batch_size):
+            x, labels = self.fetch(self.data, draws.integers("data", 0, len(self.data.labels)), draws)
+            shifts = [draws.integers(f"shift-{axis}", 0, 2 * reach + 1) for axis in "yx"]
+            _, logits = self.net(_shift(x, torch.stack(shifts, dim=1), reach))
+            loss = F.cross_entropy(logits, labels)
+            accuracy = (logits.argmax(1) == labels).float().mean()
+            add_up(values, {"loss": loss, "accuracy": accuracy}, draws.share)
+            yield draws.share * loss
 
 
 def _shift(x: Tensor, shifts: Tensor, reach: int) -> Tensor:
@@ -109,7 +116,7 @@ def new_classifier(data: LabelledImages, settings: config.ClassifierTraining) ->
 
 def save_classifier(net: Classifier, path: Path) -> None:
     """Write a classifier atomically."""
-    tensors = {name: t.detach().contiguous() for name, t in net.state_dict().items()}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
     write_safetensors(path, tensors, CLASSIFIER_FORMAT, net.description)
 
 

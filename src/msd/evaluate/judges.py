@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 from msd.config import ClassifierTraining, Compute
@@ -9,8 +10,8 @@ from msd.data.archive import open_half
 from msd.evaluate.classifier import ClassifierStep, accuracy, load_classifier, new_classifier, save_classifier
 from msd.plan import Node
 from msd.store import Manifest
-from msd.training.engine import Progress
-from msd.training.job import Job, run_job
+from msd.training.engine import Progress, resolve_device
+from msd.training.job import Job, draws_of_process, run_job
 
 
 def train_classifier(node: Node, compute: Compute, progress: Progress) -> Manifest:
@@ -21,10 +22,10 @@ def train_classifier(node: Node, compute: Compute, progress: Progress) -> Manife
     net = new_classifier(data, settings)
     parameters = sum(p.numel() for p in net.parameters())
 
-    def export(step: ClassifierStep, folder: Path) -> dict[str, Path]:
-        path = folder / "weights.safetensors"
-        save_classifier(step.net, path)
-        return {"weights": path}
+    def make_step(micro_batch: int | None) -> ClassifierStep:
+        device = resolve_device(compute.device)
+        draws = draws_of_process(settings.seed, device, micro_batch)
+        return ClassifierStep(copy.deepcopy(net).to(device), data, settings, draws)
 
     def measure(files: dict[str, Path]) -> dict[str, float]:
         held_out = open_half(data_manifest, "evaluation")
@@ -34,8 +35,9 @@ def train_classifier(node: Node, compute: Compute, progress: Progress) -> Manife
         node=node,
         identity={"training": node.settings["training"], "data": data.sha256, "train_images": len(data.labels)},
         images=settings.images,
-        make_step=lambda: ClassifierStep(net, data, settings),
-        export=export,
+        batch_size=settings.batch_size,
+        make_step=make_step,
+        save=save_classifier,
         results={"origin": {}, "parameters": parameters},
         measure=measure,
     )

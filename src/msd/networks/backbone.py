@@ -69,7 +69,7 @@ class Backbone(nn.Module, ABC):
 
     def generate(self, noise: Tensor, cond: Tensor) -> Tensor:
         """One step: unit noise (B, C, H, W) under conditions (B,) → images (B, C, H, W). NFE 1."""
-        level = torch.tensor(self.student_level, dtype=torch.float32, device=noise.device)
+        level = torch.full((), self.student_level, dtype=torch.float32, device=noise.device)  # no copy from the host
         return self.denoise(noise * level, level, cond)
 
     @property

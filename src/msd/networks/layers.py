@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 MIN_CHANNELS_PER_GROUP = 4
 MAX_PERIOD = 10000.0
@@ -135,6 +136,9 @@ class UNetBlock(nn.Module):
         skip_scale: factor on every residual sum.
         skip_conv: a convolution on the skip also where only the size changes.
         eps: of the normalisations.
+
+    Attributes:
+        recompute: keep nothing for the backward pass but the inputs, and compute the rest again there.
     """
 
     def __init__(
@@ -155,7 +159,7 @@ class UNetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels, self.heads, self.dropout = cin, cout, heads, dropout
-        self.scale_shift, self.skip_scale = scale_shift, skip_scale
+        self.scale_shift, self.skip_scale, self.recompute = scale_shift, skip_scale, False
         self.norm0 = group_norm(cin, eps)
         self.conv0 = ResampleConv(cin, cout, 3, up=up, down=down, taps=taps)
         self.affine = nn.Linear(embedding, cout * (2 if scale_shift else 1))
@@ -173,6 +177,11 @@ class UNetBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x (B, cin, H, W), embedding (B, E) → (B, cout, H', W')."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._compute, x, embedding, use_reentrant=False)
+        return self._compute(x, embedding)
+
+    def _compute(self, x: Tensor, embedding: Tensor) -> Tensor:
         shortcut = self.skip(x)
         x = self.conv0(F.silu(self.norm0(x)))
         e = self.affine(embedding)[:, :, None, None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +42,9 @@ class Preconditioned(Backbone):
         pixel_unshuffle: fold that many pixels per side into channels before the network and unfold them after it.
             A permutation, so noise stays white and losses keep their meaning; it makes small networks fast.
         sigma_min, sigma_max: the noise levels that the network is used at; a one-step student works at ``sigma_max``.
+
+    Attributes:
+        autocast: type of the raw network's inner computations; None: that of its weights.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Preconditioned(Backbone):
         self.num_conditions = model.label_dim
         self.sigma_min, self.sigma_max, self.sigma_data = sigma_min, sigma_max, SIGMA_DATA
         self.known_sigmas = (sigma_min, sigma_max)
+        self.autocast: torch.dtype | None = None
         self.description: dict[str, Any] = {}  # how to build it again; ``networks.files`` fills it
         grid = karras_sigmas(GRID_STEPS, sigma_min, sigma_max).float().flip(0)
         self.register_buffer("noise_grid", grid, persistent=False)
@@ -138,7 +143,8 @@ class Preconditioned(Backbone):
         inner = c.input * x
         if self.pixel_unshuffle > 1:
             inner = F.pixel_unshuffle(inner, self.pixel_unshuffle)
-        raw, features = self.model(inner, c.noise.flatten(), labels, augment, decode=decode)
+        with torch.autocast(x.device.type, self.autocast) if self.autocast else nullcontext():
+            raw, features = self.model(inner, c.noise.flatten(), labels, augment, decode=decode)
         if raw is None:
             return None, features
         if self.pixel_unshuffle > 1:

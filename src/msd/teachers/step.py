@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msd import config
 from msd.data.archive import LabelledImages
-from msd.diffusion.noise import draw_sigma
+from msd.diffusion.noise import draw_sigma, high_levels
 from msd.distill.losses import denoising_loss
+from msd.distill.pictures import PICTURE_ROWS, sampled_side_by_side
 from msd.draws import Draws, stream_seed
 from msd.networks import Backbone
-from msd.training.ema import Ema
-from msd.training.step import Updater, minimise
+from msd.training.ema import averages_of
+from msd.training.step import Picture, Step, Updater, add_up, learn
 
 
-class TeacherStep:
+class TeacherStep(Step):
     """One update of a denoiser on real images.
 
     Args:
@@ -30,30 +31,35 @@ class TeacherStep:
     def __init__(self, net: Backbone, data: LabelledImages, settings: config.TeacherTraining, draws: Draws) -> None:
         self.net, self.data, self.settings, self.draws = net.train().requires_grad_(True), data, settings, draws
         self.batch_size = settings.batch_size
-        self.updater = Updater(net, settings.optimizer)
-        self.ema = Ema(net, settings.ema_halflife_images, settings.ema_rampup)
+        self.updaters = {"": Updater(net, settings.optimizer)}
+        self.emas = averages_of(net, settings, "weights")
+        self.high_levels = high_levels(settings.noise, net.noise_grid)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"net": self.net}
 
     def __call__(self, start: int) -> dict[str, Tensor]:
-        n, draws = self.batch_size, self.draws
-        x, cond = self.data.batch(draws.integers("data", start, n, 0, len(self.data.labels)))
-        x, cond = x.to(draws.device), cond.to(draws.device)
-        if self.settings.flip:
-            mirrored = draws.uniform("flip", start, n) < 0.5
-            x = torch.where(mirrored.reshape(-1, 1, 1, 1), x.flip(3), x)
-        sigma = draw_sigma(self.settings.noise, draws, start, n, self.net.noise_grid)
-        noised = x + sigma.reshape(-1, 1, 1, 1) * draws.normal("noise", start, tuple(x.shape))
-        # dropout, where a network has it, draws from torch's global stream: tie that to the image index too
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(draws.seed, "dropout", start))
-            loss = denoising_loss(self.net.denoise(noised, sigma, cond), x, sigma, self.net.sigma_data)
-        (norm,) = minimise(loss, self.updater)
-        self.ema.update(self.net, start + n, n)
-        return {"loss": loss, "gradient_norm": norm}
+        values: dict[str, Tensor] = {}
+        learn(self._losses(start, values), list(self.updaters.values()), [])
+        for ema in self.emas.values():
+            ema.update(self.net, start + self.batch_size, self.batch_size)
+        return values
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"net": self.net.state_dict(), "updater": self.updater.state_dict(), "ema": self.ema.state_dict()}
+    def _losses(self, start: int, values: dict[str, Tensor]) -> Iterator[Tensor]:
+        for draws in self.draws.batches(start, self.batch_size):
+            x, cond = self.fetch(self.data, draws.integers("data", 0, len(self.data.labels)), draws)
+            if self.settings.flip:
+                mirrored = draws.uniform("flip") < 0.5
+                x = torch.where(mirrored.reshape(-1, 1, 1, 1), x.flip(3), x)
+            sigma = draw_sigma(self.settings.noise, draws, self.high_levels)
+            noised = x + sigma.reshape(-1, 1, 1, 1) * draws.normal("noise", self.data.image_shape)
+            # dropout, where a network has it, draws from torch's global stream: tie that to the image index too
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(stream_seed(self.draws.seed, "dropout", draws.first))
+                loss = denoising_loss(self.net.denoise(noised, sigma, cond), x, sigma, self.net.sigma_data)
+            add_up(values, {"loss": loss}, draws.share)
+            yield draws.share * loss
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.net.load_state_dict(state["net"])
-        self.updater.load_state_dict(state["updater"])
-        self.ema.load_state_dict(state["ema"])
+    def picture(self) -> Picture:
+        cond = torch.arange(PICTURE_ROWS) % self.net.num_classes
+        return sampled_side_by_side({"teacher": self.emas["weights"].net}, {}, self.draws, cond)

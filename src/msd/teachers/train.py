@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import copy
 
 from msd.config import Compute, Network, TeacherTraining
 from msd.data.archive import open_half
-from msd.draws import Draws, stream_seed
-from msd.networks import Preconditioned, save_network
+from msd.draws import stream_seed
+from msd.networks import save_network
 from msd.networks.files import build_network
+from msd.networks.levers import prepare
 from msd.plan import Node
 from msd.store import Manifest
 from msd.teachers.step import TeacherStep
 from msd.training.engine import Progress, resolve_device
-from msd.training.job import Job, run_job
+from msd.training.job import Job, draws_of_process, run_job
 
 
 def train_teacher(node: Node, compute: Compute, progress: Progress) -> Manifest:
@@ -28,22 +29,18 @@ def train_teacher(node: Node, compute: Compute, progress: Progress) -> Manifest:
         seed=stream_seed(seed, "initial-weights", 0),
     )
 
-    def make_step() -> TeacherStep:
+    def make_step(micro_batch: int | None) -> TeacherStep:
         device = resolve_device(compute.device)
-        return TeacherStep(net.to(device), data, settings, Draws(seed, device))
-
-    def export(step: TeacherStep, folder: Path) -> dict[str, Path]:
-        path = folder / "weights.safetensors"
-        assert isinstance(step.ema.net, Preconditioned)
-        save_network(step.ema.net, path)
-        return {"weights": path}
+        fresh = prepare(copy.deepcopy(net), device, settings.precision, compute)
+        return TeacherStep(fresh, data, settings, draws_of_process(seed, device, micro_batch))
 
     job = Job(
         node=node,
         identity={**node.settings, "data": data.sha256, "train_images": len(data.labels)},
         images=settings.images,
+        batch_size=settings.batch_size,
         make_step=make_step,
-        export=export,
+        save=save_network,
         results={"origin": {}, "parameters": net.num_parameters},
     )
     return run_job(job, compute, progress)

@@ -7,21 +7,38 @@ journal says so. Two are kept.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from msd import store
+from msd.errors import StorageError
 
 KEEP = 2
 
 
-def save(folder: Path, nimg: int, state: dict[str, Any]) -> Path:
-    """Write a checkpoint after ``nimg`` images and remove all but the newest two. Returns its path."""
+def save(folder: Path, nimg: int, state: dict[str, Any], guard: Callable[[], None] = lambda: None) -> Path:
+    """Write a checkpoint after ``nimg`` images and remove all but the newest two. Returns its path.
+
+    Args:
+        guard: called before anything is renamed or removed; what it raises leaves the folder as it was.
+
+    Raises:
+        StorageError: it could not be written; the checkpoints that were there are.
+    """
     path = folder / f"checkpoint-{nimg:012d}.pt"
-    store.write_with(path, lambda p: torch.save(state, p))
-    store.write_json(_record(path), store.file_record(path, folder))
+    try:
+        store.write_with(path, lambda p: torch.save(state, p), guard)
+        store.write_json(_record(path), store.file_record(path, folder))
+    except (OSError, RuntimeError) as e:  # torch's writer raises RuntimeError when the disk is full
+        raise StorageError(
+            "A checkpoint could not be saved.",
+            where=str(path),
+            why=str(e).splitlines()[0],
+            todo="Make room, then run the same command again: it goes on from the checkpoint before.",
+        ) from e
     for old in _all(folder)[:-KEEP]:
         _record(old).unlink(missing_ok=True)
         old.unlink()

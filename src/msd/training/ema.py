@@ -1,4 +1,4 @@
-"""Exponential moving average of weights with a half-life in images and EDM's ramp-up."""
+"""Exponential moving averages of weights, with a half-life in images and EDM's ramp-up."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from msd.config import Training
 
 
 class Ema:
@@ -38,3 +40,11 @@ class Ema:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.net.load_state_dict(state)
+
+
+def averages_of(net: nn.Module, settings: Training, name: str) -> dict[str, Ema]:
+    """One average per half-life of the settings: the first under ``name``, the others as ``name_ema_<images>``."""
+    first, *others = settings.ema_halflives
+    return {name: Ema(net, first, settings.ema_rampup)} | {
+        f"{name}_ema_{halflife:g}": Ema(net, halflife, settings.ema_rampup) for halflife in others
+    }

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-import threading
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from msd.data.archive import to_uint8
+from msd.data.grid import save_grid
 from msd.errors import DivergedError, InterruptedRun
-from msd.training import checkpoint
+from msd.training import checkpoint, journal, ranks
 from msd.training.journal import Journal
+from msd.training.sentinels import Sentinels
+from msd.training.signals import StopRequest
 from msd.training.step import Step
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -25,132 +29,259 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how often, in images; ``log_every`` and ``checkpoint_every`` count updates.
+    """How long and how often, in images; the ``*_every`` count updates.
 
-    ``images_this_run`` ends the run earlier, as a signal would; None: no limit.
+    Attributes:
+        images_this_run: ends the run earlier, as a signal would; None: no limit.
+        snapshot_every: for the pictures and exports on the way; None: none.
+        give_up_after: so many updates in a row without a finite gradient end the run.
     """
 
     images: int
     log_every: int
     checkpoint_every: int
     images_this_run: int | None = None
+    snapshot_every: int | None = None
+    give_up_after: int = 20
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run tells: wall-clock seconds over all attempts, and images trained on."""
+    """What a finished run tells.
+
+    Attributes:
+        seconds: wall-clock time over all attempts.
+        nimg: images trained on.
+        counts: further progress, see ``Step.counts``.
+        flops: of all updates; a multiplication and an addition count as two.
+    """
 
     seconds: float
     nimg: int
+    counts: dict[str, int]
+    flops: int
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the job around the engine wants to know or do.
+
+    Attributes:
+        progress: called at log points with (images done, images in all, metrics).
+        guard: called before every rename; raises if the folder is another's.
+        export: (step, folder): write the networks to use, for a snapshot on the way.
+    """
+
+    progress: Progress = lambda *_: None
+    guard: Callable[[], None] = lambda: None
+    export: Callable[[Any, Path], Any] = lambda *_: None
 
 
 def resolve_device(wanted: str) -> torch.device:
-    """``auto`` is the GPU where there is one."""
+    """This process's device; ``auto`` is the GPU where there is one."""
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return ranks.local_device(torch.device(wanted))
 
 
-def train(step: Step, folder: Path, schedule: Schedule, progress: Progress = lambda *_: None) -> Outcome:
+def train(step: Step, folder: Path, schedule: Schedule, hooks: Hooks | None = None) -> Outcome:
     """Run ``step`` until ``schedule.images``, starting from the newest checkpoint in ``folder``.
 
     A run that was stopped at any moment and started again ends with the same bits as one that was not.
 
     Args:
         step: what to do at each update.
-        folder: keeps checkpoints and the journal.
+        folder: keeps checkpoints, the journal and pictures.
         schedule: when to stop, log and save.
-        progress: called at log points with (images done, images in all, metrics).
+        hooks: see ``Hooks``.
 
     Raises:
         InterruptedRun: a signal came or ``images_this_run`` are done; a checkpoint was saved first.
-        DivergedError: a logged value is not finite; the last checkpoint is kept.
+        DivergedError: no finite gradient for too long, or weights that are not finite; the last checkpoint is kept.
+        StorageError: a checkpoint could not be written; the one before is kept.
+        LeaseLostError: another process has taken the folder over.
     """
-    journal = Journal(folder)
-    state, skipped = checkpoint.load_newest(folder)
-    for line in skipped:
-        journal.write("warning", message=line)
-        print(line, flush=True)
-    nimg, before = 0, 0.0
-    if state is not None:
-        step.load_state_dict(state["step"])
-        nimg, before = state["nimg"], state["seconds"]
-    journal.write(
-        "start",
-        nimg=nimg,
-        images=schedule.images,
-        threads=torch.get_num_threads(),
-        slurm_job_id=os.environ.get("SLURM_JOB_ID"),
-    )
-    began, first = time.monotonic(), nimg
-
-    def save() -> None:
-        seconds = before + time.monotonic() - began
-        path = checkpoint.save(folder, nimg, {"step": step.state_dict(), "nimg": nimg, "seconds": seconds})
-        journal.write("checkpoint", nimg=nimg, file=path.name)
-
-    with _StopRequest() as stop:
-        while nimg < schedule.images:
-            values = step(nimg)
-            nimg += step.batch_size
-            updates = nimg // step.batch_size
-            if updates % schedule.log_every == 0 or nimg >= schedule.images:
-                metrics = _read(values)
-                seconds = before + time.monotonic() - began
-                journal.write("progress", nimg=nimg, seconds=round(seconds, 3), metrics=_finite(metrics))
-                bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-                if bad:
-                    raise DivergedError(
-                        "Training diverged.",
-                        where=f"{folder}, after {nimg} images",
-                        why=f"not finite: {', '.join(bad)}",
-                        todo="Lower the learning rate; the last checkpoint is kept.",
-                    )
-                progress(nimg, schedule.images, metrics)
-            reason = stop.requested
-            if reason is None and schedule.images_this_run and nimg - first >= schedule.images_this_run:
-                reason = "the limit of this run"
-            if updates % schedule.checkpoint_every == 0 or nimg >= schedule.images or reason:
-                save()
-            if reason and nimg < schedule.images:
-                journal.write("interrupted", nimg=nimg, signal=reason)
+    run = _Run(step, folder, schedule, hooks or Hooks())
+    with StopRequest() as stop:
+        while run.nimg < schedule.images:
+            run.update()
+            done = run.nimg >= schedule.images
+            if run.is_due(schedule.log_every) or done:
+                run.log()
+            reason = run.reason_to_stop(stop)
+            if run.is_due(schedule.checkpoint_every) or done or reason:
+                run.save()
+            if run.is_due(schedule.snapshot_every) and not done:
+                run.snapshot()
+            if reason and not done:
+                run.journal.write("interrupted", nimg=run.nimg, signal=reason)
                 raise InterruptedRun(
                     f"Stopped by {reason}; saved.",
                     where=str(folder),
                     todo="Run the same command again: it goes on from here.",
                 )
-    seconds = before + time.monotonic() - began
-    journal.write("finish", nimg=nimg, seconds=round(seconds, 3))
-    return Outcome(seconds=seconds, nimg=nimg)
+    seconds = run.seconds  # the picture is no training
+    run.draw("picture.png")
+    run.journal.write("finish", nimg=run.nimg, seconds=round(seconds, 3))
+    return Outcome(seconds, run.nimg, step.counts(run.nimg), run.flops)
 
 
-def _read(values: dict[str, torch.Tensor]) -> dict[str, float]:
-    """One transfer from the device for all values."""
-    stacked = torch.stack([v.detach().float().reshape(()) for v in values.values()]).tolist()
-    return dict(zip(values, stacked, strict=True))
+class _Run:
+    """One attempt: where it stands, and what it does at each point of its schedule."""
+
+    def __init__(self, step: Step, folder: Path, schedule: Schedule, hooks: Hooks) -> None:
+        self.step, self.folder, self.schedule, self.hooks = step, folder, schedule, hooks
+        self.journal = Journal(folder, active=ranks.is_first())
+        self.nimg, self.flops_per_update, self._before = 0, 0, 0.0
+        state, skipped = checkpoint.load_newest(folder)
+        for line in skipped:
+            self._warn(line)
+        if state is not None:
+            step.load_state_dict(state["step"])
+            self.nimg, self._before, self.flops_per_update = state["nimg"], state["seconds"], state["flops_per_update"]
+        past = journal.metrics(self.journal.path) if self.journal.path.exists() else {}
+        self.sentinels = Sentinels(step.watches, {nimg: m for nimg, m in past.items() if nimg <= self.nimg})
+        self._first = self.nimg
+        self._began = self._logged_at = time.monotonic()
+        self._logged_nimg, self._logged_wait = self.nimg, 0.0
+        self.journal.write(
+            "start",
+            nimg=self.nimg,
+            images=schedule.images,
+            threads=torch.get_num_threads(),
+            processes=ranks.world(),
+            slurm_job_id=os.environ.get("SLURM_JOB_ID"),
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Of all attempts."""
+        return self._before + time.monotonic() - self._began
+
+    @property
+    def updates(self) -> int:
+        return self.nimg // self.step.batch_size
+
+    @property
+    def flops(self) -> int:
+        return self.updates * self.flops_per_update
+
+    def is_due(self, every: int | None) -> bool:
+        return every is not None and self.updates % every == 0
+
+    def update(self) -> None:
+        if self.flops_per_update:
+            self.values = self.step(self.nimg)
+        else:
+            with FlopCounterMode(display=False) as counter:
+                self.values = self.step(self.nimg)
+            self.flops_per_update = int(ranks.total(torch.tensor(counter.get_total_flops())))
+        self.nimg += self.step.batch_size
+
+    def log(self) -> None:
+        """Read the device, for the first time since the last call; journal, warn, give up."""
+        names, updaters = list(self.values), self.step.updaters
+        means = ranks.total(_stack(list(self.values.values())))
+        own = [_stack([u.norm, u.skipped, u.skipped_in_a_row]) for u in updaters.values()]
+        numbers = torch.cat([means, *own]).tolist()
+        metrics = dict(zip(names, numbers, strict=False))
+        state: dict[str, Any] = {**self.step.counts(self.nimg), "flops": self.flops}
+        in_a_row = {}
+        for i, (name, updater) in enumerate(updaters.items()):
+            prefix = f"{name}_" if name else ""
+            norm, skipped, in_a_row[name] = numbers[len(names) + 3 * i :][:3]
+            metrics[f"{prefix}gradient_norm"] = norm
+            state[f"{prefix}learning_rate"] = updater.learning_rate
+            state[f"{prefix}skipped_updates"] = int(skipped)
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self.journal.write(
+            "progress", nimg=self.nimg, seconds=round(self.seconds, 3), metrics=finite, state=state, speed=self._speed()
+        )
+        for line in self.sentinels.warnings(finite):
+            self._warn(line)
+        stuck = [name or "network" for name, count in in_a_row.items() if count >= self.schedule.give_up_after]
+        if stuck:
+            self._give_up(
+                f"no finite gradient for {', '.join(stuck)} in the last {self.schedule.give_up_after} updates"
+            )
+        self.hooks.progress(self.nimg, self.schedule.images, metrics)
+
+    def _speed(self) -> dict[str, float]:
+        now, wait = time.monotonic(), self.step.data_wait
+        speed = {
+            "images_per_second": round((self.nimg - self._logged_nimg) / max(now - self._logged_at, 1e-9), 3),
+            "data_wait_seconds": round(wait - self._logged_wait, 4),
+            "memory_bytes": _peak_memory(),
+        }
+        self._logged_at, self._logged_nimg, self._logged_wait = now, self.nimg, wait
+        return speed
+
+    def reason_to_stop(self, stop: StopRequest) -> str | None:
+        """The signal that came to any of the processes, or the limit of this run."""
+        if ranks.any_of(stop.requested is not None):
+            return stop.requested or "a signal to another process"
+        limit = self.schedule.images_this_run
+        return "the limit of this run" if limit and self.nimg - self._first >= limit else None
+
+    def save(self) -> None:
+        """Write a checkpoint, of finite weights only."""
+        finite = {
+            name: torch.stack([p.isfinite().all() for p in net.parameters()]).all()
+            for name, net in self.step.networks().items()
+        }
+        bad = [name for name, value in finite.items() if not value]
+        if bad:
+            self._give_up(f"weights are not finite: {', '.join(bad)}")
+        if not ranks.is_first():
+            return
+        state = {
+            "step": self.step.state_dict(),
+            "nimg": self.nimg,
+            "seconds": self.seconds,
+            "flops_per_update": self.flops_per_update,
+        }
+        path = checkpoint.save(self.folder, self.nimg, state, self.hooks.guard)
+        self.journal.write("checkpoint", nimg=self.nimg, file=path.name)
+
+    def snapshot(self) -> None:
+        """A picture, and the networks to use, as they are now."""
+        if ranks.is_first():
+            self.hooks.guard()
+            folder = f"snapshots/{self.nimg:012d}"
+            self.hooks.export(self.step, self.folder / folder)
+            self.draw(f"{folder}/picture.png")
+            self.journal.write("snapshot", nimg=self.nimg, folder=folder)
+
+    def draw(self, name: str) -> Path | None:
+        """The step's picture, if it has one."""
+        if not ranks.is_first() or (picture := self.step.picture()) is None:
+            return None
+        images = to_uint8(picture.images.flatten(0, 1).nan_to_num(-1, 1, -1).cpu()).numpy()
+        save_grid(images, self.folder / name, len(picture.titles), picture.titles)
+        return self.folder / name
+
+    def _warn(self, line: str) -> None:
+        self.journal.write("warning", nimg=self.nimg, message=line)
+        if ranks.is_first():
+            print(line, flush=True)
+
+    def _give_up(self, why: str) -> None:
+        picture = self.draw("diverged.png")
+        self.journal.write("diverged", nimg=self.nimg, why=why, picture=picture and picture.name)
+        raise DivergedError(
+            "Training diverged.",
+            where=f"{self.folder}, after {self.nimg} images",
+            why=why,
+            todo=f"{f'Look at {picture}. ' if picture else ''}Lower the learning rate; the last checkpoint is kept.",
+        )
 
 
-def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+def _stack(values: list[Tensor]) -> Tensor:
+    return torch.stack([v.detach().float().reshape(()) for v in values])
 
 
-class _StopRequest:
-    """Remembers a signal until the loop comes to a step boundary. Schedulers send SIGUSR2 before a time limit."""
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-
-    def __init__(self) -> None:
-        self.requested: str | None = None
-        self._old: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> _StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            self._old = {s: signal.signal(s, self._note) for s in self.SIGNALS}
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = signal.Signals(number).name
-
-    def __exit__(self, *_: object) -> None:
-        for s, handler in self._old.items():
-            signal.signal(s, handler)
+def _peak_memory() -> int:
+    """Bytes: of this process's GPU, or of the process."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -6,20 +6,25 @@ The declared output is a manifest, written last. Two jobs of one identity train 
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from msd import store
 from msd.config import Compute
-from msd.errors import MsdError
+from msd.draws import Draws
+from msd.errors import MsdError, OutOfMemoryError
 from msd.plan import Node
-from msd.training import journal
-from msd.training.engine import Progress, Schedule, train
+from msd.training import journal, ranks
+from msd.training.engine import Hooks, Outcome, Progress, Schedule, resolve_device, train
+from msd.training.lease import Lease
 from msd.training.step import Step
 
 IDENTITY_LENGTH = 16
@@ -33,19 +38,44 @@ class Job:
         node: the piece of work of the plan.
         identity: everything that decides the resulting bits, apart from the node's kind.
         images: how many to train on.
-        make_step: builds the step; called only if there is something left to do.
-        export: (step, folder) → name → file of the networks to use.
+        batch_size: images of an update.
+        make_step: micro-batch (None: the whole batch at once) → the step; called only if there is something to do.
+        save: (network, path): write a network to use.
         results: further results for the manifest.
+        further: step → name → network to keep beside its averages, for the stage that goes on from here.
+        micro_batch: the one to begin with, if the configuration names none.
         measure: (name → file of the networks) → results that need the finished networks.
     """
 
     node: Node
     identity: dict[str, Any]
     images: int
-    make_step: Callable[[], Step]
-    export: Callable[[Any, Path], dict[str, Path]]
+    batch_size: int
+    make_step: Callable[[int | None], Step]
+    save: Callable[[Any, Path], None]
     results: dict[str, Any]
+    further: Callable[[Any], dict[str, nn.Module]] = lambda step: {}
+    micro_batch: int | None = None
     measure: Callable[[dict[str, Path]], dict[str, Any]] = lambda files: {}
+
+    def export(self, step: Step, folder: Path) -> dict[str, Path]:
+        """Write the averaged networks; those of a step without averages as they are."""
+        nets = {name: ema.net for name, ema in step.emas.items()} or step.networks()
+        files = {name: folder / f"{name.replace('_', '-')}.safetensors" for name in nets}
+        for name, net in nets.items():
+            self.save(net, files[name])
+        return files
+
+
+def draws_of_process(seed: int, device: torch.device, micro_batch: int | None) -> Draws:
+    """The random streams of this one of the processes that train together."""
+    return Draws(seed, device, rank=ranks.rank(), world=ranks.world(), micro_batch=micro_batch)
+
+
+def state_folder(node: Node, identity: dict[str, Any]) -> tuple[str, Path]:
+    """The digest of what decides a job's resulting bits, and the folder of its state."""
+    sha256 = store.digest({"kind": node.kind, **identity})
+    return sha256, node.root / "state" / f"{node.kind}-{sha256[:IDENTITY_LENGTH]}"
 
 
 def run_job(job: Job, compute: Compute, progress: Progress) -> store.Manifest:
@@ -53,44 +83,126 @@ def run_job(job: Job, compute: Compute, progress: Progress) -> store.Manifest:
 
     Args:
         job: what to train.
-        compute: threads and intervals; not part of the identity.
+        compute: threads, memory and intervals; not part of the identity.
         progress: told of (images done, images in all, metrics).
 
     Raises:
-        InterruptedRun, DivergedError: see ``engine.train``.
+        InterruptedRun, DivergedError, StorageError, LeaseLostError: see ``engine.train``.
+        OutOfMemoryError: see ``_train``.
     """
     torch.set_num_threads(compute.threads)
-    identity = store.digest({"kind": job.node.kind, **job.identity})
-    folder = job.node.root / "state" / f"{job.node.kind}-{identity[:IDENTITY_LENGTH]}"
-    with store.one_writer(
-        folder, on_wait=lambda: print(f"{job.node.label}: another job trains it; waiting", flush=True)
-    ):
-        finished = _read_finished(folder)
+    ranks.join(resolve_device(compute.device))
+    identity, folder = state_folder(job.node, job.identity)
+    with _held(folder, job.node.label) as guard:
+        finished = ranks.from_first(_read_finished(folder) if ranks.is_first() else None)
         if finished is None:
-            step = job.make_step()
-            kimg = compute.max_kimg_this_run
-            schedule = Schedule(
-                job.images,
-                compute.log_every_updates,
-                compute.checkpoint_every_updates,
-                images_this_run=None if kimg is None else round(1000 * kimg),
+            step, outcome = _train(job, compute, folder, Hooks(progress, guard, job.export))
+            finished = _finish(job, folder, step, outcome, guard) if ranks.is_first() else None
+    if ranks.is_first():
+        assert finished is not None
+        _write_manifest(job, identity, folder, finished)
+    ranks.from_first(None)  # wait for it
+    return store.Manifest.read(job.node.manifest)
+
+
+@contextlib.contextmanager
+def _held(folder: Path, label: str) -> Iterator[Callable[[], None]]:
+    """Hold the folder for all processes that train together; gives what is to be called before a rename."""
+    if not ranks.is_first():
+        yield lambda: None
+        return
+    with Lease(folder, on_wait=lambda: print(f"{label}: another job trains it; waiting", flush=True)) as lease:
+        yield lease.check
+
+
+def _train(job: Job, compute: Compute, folder: Path, hooks: Hooks) -> tuple[Step, Outcome]:
+    """Train; where the memory does not suffice, once more with half the micro-batch, which is recorded for good.
+
+    Raises:
+        OutOfMemoryError: half was too much as well, or processes that train together have to be started anew.
+    """
+    kimg = compute.max_kimg_this_run
+    schedule = Schedule(
+        job.images,
+        compute.log_every_updates,
+        compute.checkpoint_every_updates,
+        images_this_run=None if kimg is None else round(1000 * kimg),
+        snapshot_every=compute.snapshot_every_updates,
+        give_up_after=compute.give_up_after_skipped,
+    )
+    record = folder / "micro-batch.json"
+
+    def attempt(micro_batch: int | None) -> tuple[Step, Outcome]:
+        step = job.make_step(micro_batch)
+        return step, train(step, folder, schedule, hooks)
+
+    if record.exists():
+        halved = store.read_json(record)["after"]
+    else:
+        before = compute.micro_batch or job.micro_batch
+        try:
+            return attempt(before)
+        except torch.OutOfMemoryError as e:
+            rows = -(-job.batch_size // ranks.world())
+            before = min(before or rows, rows)
+            halved = max(before // 2, 1)
+            why = str(e).splitlines()[0]
+        hooks.guard()
+        store.write_json(record, {"before": before, "after": halved, "why": why})
+        journal.Journal(folder).write("micro_batch", before=before, after=halved, why=why)
+        print(f"{job.node.label}: out of memory; from now on {halved} images at once instead of {before}", flush=True)
+        if ranks.world() > 1:
+            raise OutOfMemoryError(
+                "One of the processes ran out of memory.",
+                where=str(folder),
+                why=why,
+                todo=f"Run the same command again: it goes on with {halved} images at once instead of {before}.",
             )
-            outcome = train(step, folder, schedule, progress)
-            files = job.export(step, folder)
-            finished = {
-                "files": {name: store.file_record(path, folder) for name, path in files.items()},
-                "results": {
-                    "nimg": outcome.nimg,
-                    "seconds": round(outcome.seconds, 3),
-                    **_from_journal(folder),
-                    **job.measure(files),
-                },
-            }
-            store.write_json(folder / "finished.json", finished)
+        gc.collect()
+        torch.cuda.empty_cache()
+    try:
+        return attempt(halved)
+    except torch.OutOfMemoryError as e:
+        raise OutOfMemoryError(
+            "The memory does not suffice.",
+            where=str(folder),
+            why=f"also not for {halved} images at once: {str(e).splitlines()[0]}",
+            todo=f"Set compute.gradient_checkpointing or a smaller compute.micro_batch, and remove {record}.",
+        ) from None
+
+
+def _finish(job: Job, folder: Path, step: Step, outcome: Outcome, guard: Callable[[], None]) -> dict[str, Any]:
+    """Write the networks to use, then the record that adopts them."""
+    guard()
+    files = job.export(step, folder)
+    for name, net in job.further(step).items():
+        files[name] = folder / f"{name.replace('_', '-')}.safetensors"
+        job.save(net, files[name])
+    picture = folder / "picture.png"
+    finished = {
+        "files": {
+            name: store.file_record(path, folder)
+            for name, path in (files | ({"picture": picture} if picture.exists() else {})).items()
+        },
+        "results": {
+            "nimg": outcome.nimg,
+            "seconds": round(outcome.seconds, 3),
+            **outcome.counts,
+            "flops": outcome.flops,
+            **_from_journal(folder),
+            **job.measure(files),
+        },
+    }
+    guard()
+    store.write_json(folder / "finished.json", finished)
+    return finished
+
+
+def _write_manifest(job: Job, identity: str, folder: Path, finished: dict[str, Any]) -> None:
     # beside the manifest, because the state stays on this machine when results are shared
     shared_journal = job.node.manifest.parent / "events.jsonl"
     store.write_with(shared_journal, lambda p: shutil.copyfile(folder / "events.jsonl", p))
-    return store.Manifest.write(
+    store.Manifest.write(
         job.node.manifest,
         kind=job.node.kind,
         identity=identity,

@@ -12,12 +12,18 @@ from typing import Any
 
 
 class Journal:
-    """Appends events to ``events.jsonl``; each line carries the attempt and the time."""
+    """Appends events to ``events.jsonl``; each line carries the attempt and the time.
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "events.jsonl"
-        self._end_cut_line()
+    Args:
+        folder: where.
+        active: write nothing if not; of the processes that train together the first one writes.
+    """
+
+    def __init__(self, folder: Path, active: bool = True) -> None:
+        self.path, self.active = folder / "events.jsonl", active
+        if active:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._end_cut_line()
         self.attempt = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{secrets.token_hex(2)}"
 
     def _end_cut_line(self) -> None:
@@ -28,6 +34,8 @@ class Journal:
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event."""
+        if not self.active:
+            return
         line = json.dumps({"event": event, "attempt": self.attempt, "time": round(time.time(), 3), **fields})
         with open(self.path, "a", encoding="utf-8") as f:
             f.write(line + "\n")

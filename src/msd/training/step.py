@@ -1,66 +1,199 @@
-"""What the engine asks of a training step, and the optimiser they share.
+"""What the engine asks of a training step, and how a step's networks learn.
 
 A step owns its networks and optimisers. The engine owns time: progress, checkpoints, the journal, signals.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from msd import config
+from msd.data.archive import LabelledImages
+from msd.draws import BatchDraws
+from msd.training import ranks
+from msd.training.ema import Ema
 
 
-class Step(Protocol):
-    """One kind of training."""
+@dataclass(frozen=True)
+class Watch:
+    """A journalled value that warns: below a limit, or fallen to a share of its largest so far."""
+
+    metric: str
+    kind: Literal["below", "fallen_to"]
+    limit: float
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a step shows of itself: images (rows, columns, C, H, W) in [-1, 1] and a title for each column."""
+
+    images: Tensor
+    titles: list[str]
+
+
+class Step(ABC):
+    """One kind of training.
+
+    Attributes:
+        batch_size: images of one update, over all processes.
+        updaters: who learns, by name.
+        emas: weight averages by the name of the file that they are exported to.
+        watches: values that warn.
+        data_wait: seconds that updates have waited for data so far.
+    """
 
     batch_size: int
+    updaters: dict[str, Updater]
+    emas: dict[str, Ema]
+    watches: tuple[Watch, ...] = ()
+    data_wait: float = 0.0
 
+    @abstractmethod
     def __call__(self, start: int) -> dict[str, Tensor]:
-        """Do one update, whose first image has global index ``start``; return 0-d tensors for the journal."""
+        """Do one update, whose first image has global index ``start``.
+
+        Returns:
+            0-d tensors for the journal, each multiplied by this process's share of the batch.
+        """
+
+    @abstractmethod
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that learn, by name."""
+
+    def fetch(self, data: LabelledImages, indices: Tensor, draws: BatchDraws) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) in [-1, 1] and labels (B,) at ``indices`` (B,), on the run's device."""
+        began = time.perf_counter()
+        images, labels = data.batch(indices)
+        self.data_wait += time.perf_counter() - began
+        return draws.to_device(images), draws.to_device(labels)
+
+    def picture(self) -> Picture | None:
+        """Teacher, fake score and student side by side on fixed noise, as far as the step has them."""
+        return None
+
+    def counts(self, nimg: int) -> dict[str, int]:
+        """Further progress after ``nimg`` images, for the journal."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs."""
+        return {
+            kind: {name: thing.state_dict() for name, thing in things.items()} for kind, things in self._state().items()
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for kind, things in self._state().items():
+            for name, thing in things.items():
+                thing.load_state_dict(state[kind][name])
+
+    def _state(self) -> dict[str, dict[str, Any]]:
+        return {"networks": self.networks(), "updaters": self.updaters, "emas": self.emas}
 
 
 class Updater:
-    """AdamW on one network: linear warm-up, gradient-norm clipping, a count of its own updates."""
+    """AdamW on one network: linear warm-up, clipping of the gradient's norm, no step on a gradient that is not finite.
+
+    All decisions fall on the device, so nothing waits for it. The functional form of torch's AdamW does without the
+    class, whose import of the compiler takes over a second of every job.
+
+    Attributes:
+        updates: calls of ``apply``; the warm-up counts them.
+        norm: of the last gradient before clipping, 0-d.
+        skipped: gradients that were not finite, 0-d; such an update is left out.
+        skipped_in_a_row: how many of the last ones, 0-d.
+    """
 
     def __init__(self, net: nn.Module, settings: config.Optimizer) -> None:
-        self.settings = settings
+        self.net, self.settings, self.updates = net, settings, 0
         self.parameters = [p for p in net.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
-        )
-        self.updates = 0
+        self._mean = [torch.zeros_like(p) for p in self.parameters]
+        self._square = [torch.zeros_like(p) for p in self.parameters]
+        device = self.parameters[0].device
+        self._steps = [torch.zeros((), device=device) for _ in self.parameters]
+        self.norm, self.skipped, self.skipped_in_a_row = (torch.zeros((), device=device) for _ in range(3))
 
-    def apply(self) -> Tensor:
-        """One update from the gradients at hand; returns their norm before clipping (0-d)."""
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+    @property
+    def learning_rate(self) -> float:
+        """Of the last update."""
+        warmup = self.settings.warmup_updates
+        return self.settings.learning_rate * (min(self.updates / warmup, 1) if warmup else 1)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """One update from the gradients at hand, summed over all processes."""
+        graded = {i: p.grad for i, p in enumerate(self.parameters) if p.grad is not None}
+        used, gradients = list(graded), list(graded.values())
+        ranks.sum_gradients(gradients)
+        self.norm = nn.utils.clip_grad_norm_([self.parameters[i] for i in used], self.settings.clip_norm)
+        bad = (~self.norm.isfinite()).float()
+        self.skipped += bad
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * bad
         self.updates += 1
-        rate = self.settings.learning_rate
-        if self.settings.warmup_updates:
-            rate *= min(self.updates / self.settings.warmup_updates, 1)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        return norm
+        beta1, beta2 = self.settings.betas
+        adamw(
+            [self.parameters[i] for i in used],
+            gradients,
+            [self._mean[i] for i in used],
+            [self._square[i] for i in used],
+            [],
+            [self._steps[i] for i in used],
+            fused=True,
+            found_inf=bad,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=self.learning_rate,
+            weight_decay=self.settings.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates}
+        return {
+            "updates": self.updates,
+            "mean": self._mean,
+            "square": self._square,
+            "counts": torch.stack([*self._steps, self.skipped, self.skipped_in_a_row]),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
+        for mine, saved in zip(self._mean + self._square, state["mean"] + state["square"], strict=True):
+            mine.copy_(saved)
+        counts = state["counts"].to(self.skipped.device)
+        *self._steps, self.skipped, self.skipped_in_a_row = counts.clone().unbind()
 
 
-def minimise(loss: Tensor, *updaters: Updater) -> list[Tensor]:
-    """One backward pass and one update of each network concerned; returns their gradient norms."""
-    for updater in updaters:
-        updater.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    return [updater.apply() for updater in updaters]
+def learn(losses: Iterable[Tensor], movers: Sequence[Updater], still: Sequence[nn.Module]) -> None:
+    """One update of each mover from the sum of losses, one micro-batch at a time.
+
+    Args:
+        losses: 0-d, one per micro-batch, each multiplied by its share of the batch; each is made when the backward
+            pass of the one before is over.
+        movers: who may learn.
+        still: who may not; their parameters must come out without gradients.
+    """
+    for net in [*still, *(updater.net for updater in movers)]:
+        net.zero_grad(set_to_none=True)
+    for loss in losses:
+        loss.backward()
+    for net in still:
+        assert all(p.grad is None for p in net.parameters()), f"{type(net).__name__} must not learn in this update"
+    for updater in movers:
+        updater.apply()
+
+
+def add_up(into: dict[str, Tensor], values: dict[str, Tensor], share: float) -> None:
+    """Add a micro-batch's means to those of a batch, by its share."""
+    for name, value in values.items():
+        value = share * value.detach().float()
+        into[name] = into[name] + value if name in into else value

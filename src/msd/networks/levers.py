@@ -1,0 +1,37 @@
+"""How a network computes, not what: device, precision, memory layout, compilation, recomputation."""
+
+from __future__ import annotations
+
+import torch
+
+from msd.config import Compute
+from msd.networks.layers import UNetBlock
+from msd.networks.precond import Preconditioned
+
+VARIANTS_OF_A_BLOCK = 256  # shapes × with and without gradients; the compiler gives up at 8 unless told
+
+
+def prepare(net: Preconditioned, device: torch.device, precision: str, compute: Compute) -> Preconditioned:
+    """Bring a network to a device and set how it computes there.
+
+    Args:
+        net: changed in place.
+        device: where to.
+        precision: ``float32`` or ``bfloat16``; the weights stay float32 (float16 diverges).
+        compute: layout, compilation and recomputation.
+    """
+    if compute.channels_last:
+        net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+    else:
+        net.to(device)
+    net.autocast = torch.bfloat16 if precision == "bfloat16" else None
+    for block in net.modules():
+        if isinstance(block, UNetBlock):
+            block.recompute = compute.gradient_checkpointing
+            if compute.compile:
+                block.compile()
+    if compute.compile:
+        import torch._dynamo as dynamo  # over a second
+
+        dynamo.config.recompile_limit = VARIANTS_OF_A_BLOCK
+    return net
