@@ -123,9 +123,11 @@ def test_regression_pulls_towards_the_pairs() -> None:
 
 
 def test_average_starts_where_it_is_told() -> None:
-    step = adm_step()
-    assert moved(step.emas["student"].net, copies(step.student))
-    assert not moved(dm_step().emas["student"].net, copies(dm_step().student))
+    for step, elsewhere in ((adm_step(), True), (dm_step(), False)):
+        before = copies(step.student)
+        with step.emas["student"].applied() as average:
+            assert bool(moved(average, before)) == elsewhere
+        assert not moved(step.student, before)
 
 
 @both

@@ -76,11 +76,13 @@ def shifted(by: float) -> torch.nn.Module:
 )
 def test_average_follows_its_half_life(halflife: float, rampup: float, nimg: int, share_of_new: float) -> None:
     old, new = network(), shifted(1.0)
-    ema = Ema(old, halflife, rampup)
-    ema.update(new, nimg, 4)
-    for averaged, p in zip(ema.net.parameters(), old.parameters(), strict=True):
-        assert torch.allclose(averaged - p, torch.full_like(p, share_of_new), atol=1e-5)
-    assert not any(p.requires_grad for p in ema.net.parameters())
+    ema = Ema(new, halflife, rampup, start=old)
+    ema.update(nimg, 4)
+    with ema.applied() as average:
+        assert average is new
+        for averaged, p in zip(average.parameters(), old.parameters(), strict=True):
+            assert torch.allclose(averaged - p, torch.full_like(p, share_of_new), atol=1e-5)
+    assert all(torch.equal(p, q) for p, q in zip(new.parameters(), shifted(1.0).parameters(), strict=True))
 
 
 def test_optimizer_warms_up_and_clips() -> None:

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msd import config
+from msd import config, ranks
 from msd.data.archive import LabelledImages
 from msd.distill.dm import DmStep, Generated, Terms
 from msd.distill.losses import discriminator_loss, divergence_weights, generator_adversarial_loss, r1_penalty
 from msd.draws import BatchDraws
 from msd.networks.discriminator import Discriminator
-from msd.training import ranks
 from msd.training.step import Updater, Watch
 
 MEAN_RATE = 0.05  # how fast the mean of the divergence's weights is followed, per student update

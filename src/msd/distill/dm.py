@@ -106,7 +106,7 @@ class DmStep(Step):
             "student": Updater(student, settings.student),
             "fake_score": Updater(fake_score, settings.fake_score),
         }
-        self.emas = averages_of(average or student, settings, "student")
+        self.emas = averages_of(student, settings, "student", average)
 
     def networks(self) -> dict[str, nn.Module]:
         return {"student": self.student, "fake_score": self.fake_score}
@@ -126,7 +126,7 @@ class DmStep(Step):
                 seen, generated = self._update_student(batches)
                 values |= seen
                 for ema in self.emas.values():
-                    ema.update(self.student, start + n, n)
+                    ema.update(start + n, n)
             else:
                 with torch.no_grad():
                     generated = [Generated(draws, *self._generate(draws)) for draws in batches]
@@ -256,4 +256,5 @@ class DmStep(Step):
     def picture(self) -> Picture:
         cond = self.part[torch.arange(PICTURE_ROWS) % len(self.part)]
         samplers = {"teacher": self.teacher, "fake score": self.fake_score}
-        return sampled_side_by_side(samplers, {"student": self.emas["student"].net}, self.draws, cond)
+        with self.emas["student"].applied():
+            return sampled_side_by_side(samplers, {"student": self.student}, self.draws, cond)

@@ -45,7 +45,7 @@ class TsmStep(Step):
         values: dict[str, Tensor] = {}
         learn(self._losses(start, values), list(self.updaters.values()), [self.teacher])
         for ema in self.emas.values():
-            ema.update(self.student, start + self.batch_size, self.batch_size)
+            ema.update(start + self.batch_size, self.batch_size)
         return values
 
     def _losses(self, start: int, values: dict[str, Tensor]) -> Iterator[Tensor]:
@@ -61,5 +61,6 @@ class TsmStep(Step):
 
     def picture(self) -> Picture:
         cond = torch.arange(PICTURE_ROWS) % self.teacher.num_classes
-        nets = {"teacher": self.teacher, "student": self.emas["student"].net}
-        return sampled_side_by_side(nets, {}, self.draws, cond)
+        with self.emas["student"].applied():
+            nets = {"teacher": self.teacher, "student": self.student}
+            return sampled_side_by_side(nets, {}, self.draws, cond)

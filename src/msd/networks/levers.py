@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from msd import ranks
 from msd.config import Compute
 from msd.networks.layers import UNetBlock
 from msd.networks.precond import Preconditioned
@@ -18,20 +19,24 @@ def prepare(net: Preconditioned, device: torch.device, precision: str, compute: 
         net: changed in place.
         device: where to.
         precision: ``float32`` or ``bfloat16``; the weights stay float32 (float16 diverges).
-        compute: layout, compilation and recomputation.
+        compute: layout, compilation, recomputation and sharding.
     """
     if compute.channels_last:
         net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     else:
         net.to(device)
     net.autocast = torch.bfloat16 if precision == "bfloat16" else None
+    blocks = []
     for block in net.modules():
         if isinstance(block, UNetBlock):
             block.recompute = compute.gradient_checkpointing
+            blocks.append(block)
             if compute.compile:
                 block.compile()
     if compute.compile:
         import torch._dynamo as dynamo  # over a second
 
         dynamo.config.recompile_limit = VARIANTS_OF_A_BLOCK
+    if compute.shard and ranks.world() > 1:
+        ranks.shard(blocks, net.model)
     return net

@@ -42,7 +42,7 @@ class TeacherStep(Step):
         values: dict[str, Tensor] = {}
         learn(self._losses(start, values), list(self.updaters.values()), [])
         for ema in self.emas.values():
-            ema.update(self.net, start + self.batch_size, self.batch_size)
+            ema.update(start + self.batch_size, self.batch_size)
         return values
 
     def _losses(self, start: int, values: dict[str, Tensor]) -> Iterator[Tensor]:
@@ -62,4 +62,5 @@ class TeacherStep(Step):
 
     def picture(self) -> Picture:
         cond = torch.arange(PICTURE_ROWS) % self.net.num_classes
-        return sampled_side_by_side({"teacher": self.emas["weights"].net}, {}, self.draws, cond)
+        with self.emas["weights"].applied():
+            return sampled_side_by_side({"teacher": self.net}, {}, self.draws, cond)

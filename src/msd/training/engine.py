@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from msd import ranks
 from msd.data.archive import to_uint8
 from msd.data.grid import save_grid
 from msd.errors import DivergedError, InterruptedRun
-from msd.training import checkpoint, journal, ranks
+from msd.training import checkpoint, journal
 from msd.training.journal import Journal
 from msd.training.sentinels import Sentinels
 from msd.training.signals import StopRequest
@@ -137,7 +138,7 @@ class _Run:
         for line in skipped:
             self._warn(line)
         if state is not None:
-            step.load_state_dict(state["step"])
+            step.load_state_dict(ranks.spread_state(state["step"], step.state_dict()))
             self.nimg, self._before, self.flops_per_update = state["nimg"], state["seconds"], state["flops_per_update"]
         past = journal.metrics(self.journal.path) if self.journal.path.exists() else {}
         self.sentinels = Sentinels(step.watches, {nimg: m for nimg, m in past.items() if nimg <= self.nimg})
@@ -226,16 +227,17 @@ class _Run:
     def save(self) -> None:
         """Write a checkpoint, of finite weights only."""
         finite = {
-            name: torch.stack([p.isfinite().all() for p in net.parameters()]).all()
+            name: torch.stack([ranks.share(p).isfinite().all() for p in net.parameters()]).all()
             for name, net in self.step.networks().items()
         }
-        bad = [name for name, value in finite.items() if not value]
+        bad = [name for name, value in finite.items() if ranks.any_of(not value)]
         if bad:
             self._give_up(f"weights are not finite: {', '.join(bad)}")
+        step = ranks.whole_state(self.step.state_dict())
         if not ranks.is_first():
             return
         state = {
-            "step": self.step.state_dict(),
+            "step": step,
             "nimg": self.nimg,
             "seconds": self.seconds,
             "flops_per_update": self.flops_per_update,
@@ -245,16 +247,16 @@ class _Run:
 
     def snapshot(self) -> None:
         """A picture, and the networks to use, as they are now."""
-        if ranks.is_first():
-            self.hooks.guard()
-            folder = f"snapshots/{self.nimg:012d}"
-            self.hooks.export(self.step, self.folder / folder)
-            self.draw(f"{folder}/picture.png")
-            self.journal.write("snapshot", nimg=self.nimg, folder=folder)
+        self.hooks.guard()
+        folder = f"snapshots/{self.nimg:012d}"
+        self.hooks.export(self.step, self.folder / folder)
+        self.draw(f"{folder}/picture.png")
+        self.journal.write("snapshot", nimg=self.nimg, folder=folder)
 
     def draw(self, name: str) -> Path | None:
-        """The step's picture, if it has one."""
-        if not ranks.is_first() or (picture := self.step.picture()) is None:
+        """The step's picture, if it has one; all processes have to take part."""
+        picture = self.step.picture()
+        if picture is None or not ranks.is_first():
             return None
         images = to_uint8(picture.images.flatten(0, 1).nan_to_num(-1, 1, -1).cpu()).numpy()
         save_grid(images, self.folder / name, len(picture.titles), picture.titles)

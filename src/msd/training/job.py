@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from msd import store
+from msd import ranks, store
 from msd.config import Compute
 from msd.draws import Draws
 from msd.errors import MsdError, OutOfMemoryError
 from msd.plan import Node
-from msd.training import journal, ranks
+from msd.training import journal
 from msd.training.engine import Hooks, Outcome, Progress, Schedule, resolve_device, train
 from msd.training.lease import Lease
 from msd.training.step import Step
@@ -60,10 +60,19 @@ class Job:
 
     def export(self, step: Step, folder: Path) -> dict[str, Path]:
         """Write the averaged networks; those of a step without averages as they are."""
-        nets = {name: ema.net for name, ema in step.emas.items()} or step.networks()
+        files: dict[str, Path] = {}
+        for name, ema in step.emas.items():
+            with ema.applied() as net:
+                files |= self.write({name: net}, folder)
+        return files or self.write(step.networks(), folder)
+
+    def write(self, nets: dict[str, nn.Module], folder: Path) -> dict[str, Path]:
+        """Write networks under their names; all processes have to take part."""
         files = {name: folder / f"{name.replace('_', '-')}.safetensors" for name in nets}
         for name, net in nets.items():
-            self.save(net, files[name])
+            with ranks.gathered(net):
+                if ranks.is_first():
+                    self.save(net, files[name])
         return files
 
 
@@ -97,7 +106,9 @@ def run_job(job: Job, compute: Compute, progress: Progress) -> store.Manifest:
         finished = ranks.from_first(_read_finished(folder) if ranks.is_first() else None)
         if finished is None:
             step, outcome = _train(job, compute, folder, Hooks(progress, guard, job.export))
-            finished = _finish(job, folder, step, outcome, guard) if ranks.is_first() else None
+            guard()
+            files = job.export(step, folder) | job.write(job.further(step), folder)
+            finished = _finish(job, folder, files, outcome, guard) if ranks.is_first() else None
     if ranks.is_first():
         assert finished is not None
         _write_manifest(job, identity, folder, finished)
@@ -171,13 +182,10 @@ def _train(job: Job, compute: Compute, folder: Path, hooks: Hooks) -> tuple[Step
         ) from None
 
 
-def _finish(job: Job, folder: Path, step: Step, outcome: Outcome, guard: Callable[[], None]) -> dict[str, Any]:
-    """Write the networks to use, then the record that adopts them."""
-    guard()
-    files = job.export(step, folder)
-    for name, net in job.further(step).items():
-        files[name] = folder / f"{name.replace('_', '-')}.safetensors"
-        job.save(net, files[name])
+def _finish(
+    job: Job, folder: Path, files: dict[str, Path], outcome: Outcome, guard: Callable[[], None]
+) -> dict[str, Any]:
+    """Write the record that adopts the exported networks."""
     picture = folder / "picture.png"
     finished = {
         "files": {

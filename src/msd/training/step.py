@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from msd import config
+from msd import config, ranks
 from msd.data.archive import LabelledImages
 from msd.draws import BatchDraws
-from msd.training import ranks
 from msd.training.ema import Ema
 
 
@@ -133,7 +132,7 @@ class Updater:
         graded = {i: p.grad for i, p in enumerate(self.parameters) if p.grad is not None}
         used, gradients = list(graded), list(graded.values())
         ranks.sum_gradients(gradients)
-        self.norm = nn.utils.clip_grad_norm_([self.parameters[i] for i in used], self.settings.clip_norm)
+        self.norm = ranks.whole(nn.utils.clip_grad_norm_([self.parameters[i] for i in used], self.settings.clip_norm))
         bad = (~self.norm.isfinite()).float()
         self.skipped += bad
         self.skipped_in_a_row = (self.skipped_in_a_row + 1) * bad
