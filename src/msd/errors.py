@@ -86,7 +86,7 @@ class LeaseLostError(MsdError):
 
 
 class StorageError(MsdError):
-    """A checkpoint could not be written, for want of room say; the one before it is kept."""
+    """A checkpoint or the journal could not be written, for want of room say; the checkpoint before is kept."""
 
     exit_code = 12
 

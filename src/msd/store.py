@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import tempfile
 import time
@@ -24,6 +25,7 @@ from msd import __version__
 from msd.errors import DamagedFileError, MissingFileError
 
 MANIFEST_SCHEMA = 1
+TEMPORARY = re.compile(r"\.\d+\..+|\..+\.tmp")  # the names that ``write_with`` and ``atomic_write`` write under
 
 
 def canonical_json(value: Any) -> str:
@@ -43,10 +45,11 @@ def sha256_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+def atomic_write(path: Path, mode: str = "w", guard: Callable[[], None] = lambda: None) -> Iterator[IO[Any]]:
     """Open a temporary file that replaces ``path`` when the block ends well: temporary, fsync, rename.
 
-    After an exception (a full disk, say) ``path`` is as it was and the temporary file is gone.
+    After an exception (a full disk, say) ``path`` is as it was and the temporary file is gone. ``guard`` is called
+    right before the rename; if it raises, it is no different.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +60,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             f.flush()
             os.fsync(f.fileno())
         os.chmod(name, 0o644)
+        guard()
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -96,15 +100,22 @@ def write_with(path: Path, writer: Callable[[Path], object], guard: Callable[[],
     _fsync_folder(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with atomic_write(path) as f:
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left in a folder that the caller holds alone. A live one's rename fails after that."""
+    for path in Path(folder).rglob(".*"):
+        if TEMPORARY.fullmatch(path.name) and not path.is_dir():
+            path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, guard: Callable[[], None] = lambda: None) -> None:
+    """Write a text file atomically; for ``guard`` see ``atomic_write``."""
+    with atomic_write(path, guard=guard) as f:
         f.write(text)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, guard: Callable[[], None] = lambda: None) -> None:
     """Write readable JSON atomically. Replaces the file, never rewrites it in place (it may be a read-only link)."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=False, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=1, sort_keys=False, ensure_ascii=False, allow_nan=False) + "\n", guard)
 
 
 def read_json(path: Path) -> Any:

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from msd.config import Network
 from msd.errors import ConfigError
 from msd.networks.files import raw_network
-from msd.networks.summary import network_cost, stage_memory
+from msd.networks.summary import network_cost
 
 IMAGENET = {"model_channels": 192, "channel_mult": [1, 2, 3, 4], "num_blocks": 3, "attn_resolutions": [32, 16, 8]}
 SMALL = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1}
@@ -55,14 +55,6 @@ def test_folding_makes_a_network_cheap() -> None:
         network_cost(Network.model_validate(SMALL | {"pixel_unshuffle": fold}), (1, 28, 28), 10) for fold in (1, 2)
     )
     assert folded.flops < 0.4 * plain.flops
-
-
-def test_memory_grows_with_batch_and_stage() -> None:
-    teacher = network_cost(Network.model_validate(SMALL), (1, 16, 16), 4)
-    dm, adm = (stage_memory(stage, teacher, teacher, 8) for stage in ("dm", "adm"))
-    assert adm - dm == 8 * teacher.activation_bytes
-    assert stage_memory("dm", teacher, teacher, 9) - dm == teacher.activation_bytes
-    assert stage_memory("tsm", teacher, teacher, 8) < dm
 
 
 def test_images_that_do_not_fit() -> None:

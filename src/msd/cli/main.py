@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from msd import __version__
-from msd.cli import data, network, products, stages, teacher
+from msd.cli import data, network, plan, products, stages, teacher
 from msd.cli.actions import CommandParser
 from msd.errors import MsdError
 
@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.register(commands.choices["data"])
     teacher.register(commands.choices["teacher"])
     network.register(commands)
+    plan.register(commands)
     products.register(commands)
     return parser
 

@@ -11,7 +11,7 @@ from msd.cli.options import add_configuration, plan_of
 from msd.config import TEACHER
 from msd.plan import Plan
 
-ROW = "{:<12}{:>14}{:>10}{:>14}   {}"
+ROW = "{:<12}{:>14}{:>10}{:>14}"
 
 
 def summary(arguments: argparse.Namespace) -> None:
@@ -20,41 +20,29 @@ def summary(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(costs, indent=1))
         return
-    recipe = plan.experiment.recipe
-    batches = ", ".join(f"{stage} {getattr(recipe, stage).batch_size}" for stage in ("tsm", "dm", "adm"))
-    print(ROW.format("network", "parameters", "GFLOP", "activations", "memory of a stage"))
+    print(ROW.format("network", "parameters", "GFLOP", "activations"))
     for name, cost in costs.items():
-        memory = ", ".join(f"{stage} {_size(n)}" for stage, n in cost["memory_bytes"].items())
         gflop, activations = f"{cost['gflop']:,.4g}", _size(cost["activation_bytes"])
-        print(ROW.format(name, f"{cost['parameters']:,}", gflop, activations, memory))
+        print(ROW.format(name, f"{cost['parameters']:,}", gflop, activations))
     print(
         "GFLOP: one forward pass of one image, a multiply-add as two. Activations: what one image keeps for the\n"
-        f"backward pass. Memory: of one student in float32 at the recipe's batch ({batches}); an estimate."
+        "backward pass, in float32. `msd plan` predicts the memory and the time of every stage."
     )
 
 
 def costs_of(plan: Plan) -> dict[str, Any]:
-    """Name of each network → parameters, GFLOP, bytes of activations, bytes of each stage that trains it."""
-    from msd.networks.summary import Stage, network_cost, stage_memory
+    """Name of each network → parameters, GFLOP, bytes of activations."""
+    from msd.networks.summary import network_cost
     from msd.teachers.describe import describe_teacher
 
     network, image_shape, classes = describe_teacher(plan)
     used = {getattr(variant, "network", TEACHER) for variant in plan.experiment.variants.values()} - {TEACHER}
     networks = {TEACHER: network, **{name: n for name, n in plan.experiment.networks.items() if name in used}}
     measured = {name: network_cost(n, image_shape, classes) for name, n in networks.items()}
-    recipe, costs = plan.experiment.recipe, {}
-    for name, cost in measured.items():
-        stages: tuple[Stage, ...] = ("dm", "adm") if name == TEACHER else ("tsm", "dm", "adm")
-        costs[name] = {
-            "parameters": cost.parameters,
-            "gflop": cost.gflop,
-            "activation_bytes": cost.activation_bytes,
-            "memory_bytes": {
-                stage: stage_memory(stage, cost, measured[TEACHER], getattr(recipe, stage).batch_size)
-                for stage in stages
-            },
-        }
-    return costs
+    return {
+        name: {"parameters": cost.parameters, "gflop": cost.gflop, "activation_bytes": cost.activation_bytes}
+        for name, cost in measured.items()
+    }
 
 
 def _size(count: int) -> str:
@@ -69,7 +57,7 @@ def register(commands: Any) -> None:
     parser = network.add_action(
         "summary",
         summary,
-        "print parameters, FLOPs and memory of the teacher and of the networks that variants use",
+        "print parameters, FLOPs and activations of the teacher and of the networks that variants use",
         ["msd network summary", "msd network summary --json --configfile experiments/imagenet64.yaml"],
     )
     parser.add_argument("--json", action="store_true", help="as JSON, keys teacher.parameters, teacher.gflop, …")

@@ -56,6 +56,12 @@ class Generated:
     x: Tensor
 
 
+def _masked_share(x: Tensor, x0_fake: Tensor, x0_teacher: Tensor) -> Tensor:
+    """Share of the entries that ``dm_loss`` masks; one that is not finite in its scale costs the whole image."""
+    scaled = (x - x0_teacher).flatten(1).isfinite().all(dim=1).reshape(-1, 1, 1, 1)
+    return 1 - (x0_fake.isfinite() & scaled).float().mean()
+
+
 @contextlib.contextmanager
 def frozen(*nets: nn.Module) -> Iterator[None]:
     """Let gradients flow through ``nets`` without reaching their parameters."""
@@ -216,7 +222,7 @@ class DmStep(Step):
         values = {
             "dm_loss": loss,
             "dm_gradient_mean_abs": g.abs().mean(),
-            "dm_nonfinite_share": (~(x0_fake - guided).isfinite()).float().mean(),
+            "dm_nonfinite_share": _masked_share(x.detach(), x0_fake, guided),
             "sample_spread": x.detach().float().std(dim=0, correction=0).mean(),
         }
         if self.settings.regression is not None:

@@ -13,20 +13,24 @@ from msd.config import Adm, Compute, Dm, Network, Training, Tsm
 from msd.data.archive import LabelledImages, open_half
 from msd.distill.adm import AdmStep
 from msd.distill.dm import DmStep, Pairs
+from msd.distill.dry_run import stage_footprint
 from msd.distill.losses import Metric
 from msd.distill.tsm import TsmStep
 from msd.draws import Draws, stream_seed
 from msd.errors import ConfigError
 from msd.networks import Preconditioned, load_network, save_network
 from msd.networks.discriminator import Discriminator
-from msd.networks.files import build_network
+from msd.networks.files import build_network, described_network
 from msd.networks.levers import prepare
 from msd.networks.slicing import slice_into
 from msd.partition.conditions import check_split
 from msd.plan import Node
 from msd.store import Manifest, read_json
 from msd.training.engine import Progress, resolve_device
+from msd.training.footprint import Footprint
 from msd.training.job import Job, draws_of_process, run_job
+from msd.training.micro_batch import micro_batch_here
+from msd.weights import NETWORK_FORMAT, read_header
 
 
 class _Inputs:
@@ -48,6 +52,18 @@ class _Inputs:
     def ready(self, net: Preconditioned) -> Preconditioned:
         """A network on the device, in the precision of the stage."""
         return prepare(net, self.device, self.settings.precision, self.compute)
+
+    def micro_batch(self) -> int | None:
+        """The one to begin with: as many images as the GPU should hold; None on the CPU."""
+
+        def footprint() -> Footprint:
+            path = self.manifests["teacher"].file("weights")
+            teacher = described_network(read_header(path, NETWORK_FORMAT).description, path)
+            network = self.node.settings["network"]
+            student = Network.model_validate(network) if network else teacher[0]
+            return stage_footprint(self.settings, student, teacher, self.compute, gpu=True)
+
+        return micro_batch_here(self.device, self.compute, self.settings.batch_size, footprint, self.node.label)
 
     def train_half(self) -> LabelledImages:
         return open_half(self.manifests["data"], "train")
@@ -100,6 +116,7 @@ def run_tsm(node: Node, compute: Compute, progress: Progress) -> Manifest:
         make_step=make_step,
         save=save_network,
         results={"part": None, "parameters": student.num_parameters},
+        micro_batch=inputs.micro_batch,
     )
     return run_job(job, compute, progress)
 
@@ -174,6 +191,7 @@ def _student_job(
         save=save_network,
         further=lambda step: {"student_raw": step.student, "fake_score": step.fake_score},
         results={"part": part, "parameters": source.results["parameters"]},
+        micro_batch=inputs.micro_batch,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -183,8 +185,15 @@ def fill(net: nn.Module, tensors: dict[str, torch.Tensor], path: Path | str) -> 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], file_format: str, description: Any) -> None:
     """Write tensors with their format, description and digest, atomically; equal content gives equal bytes."""
     about = {"format": file_format, "description": description, "sha256": tensors_sha256(tensors)}
-    # one key: safetensors writes several in random order
-    write_with(path, lambda p: save_file(tensors, p, metadata={METADATA_KEY: canonical_json(about)}))
+
+    def write(temporary: Path) -> None:
+        try:
+            # one key: safetensors writes several in random order
+            save_file(tensors, temporary, metadata={METADATA_KEY: canonical_json(about)})
+        except SafetensorError as e:  # a full disk, say
+            raise OSError(errno.EIO, str(e), str(path)) from e
+
+    write_with(path, write)
 
 
 def read_safetensors(path: Path, file_format: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -201,7 +201,8 @@ class UNetBlock(nn.Module):
     def _attend(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         # EDM's channel order is (head, channel of the head, q/k/v)
-        q, k, v = self.qkv(x).reshape(b, self.heads, c // self.heads, 3, h * w).transpose(2, 4).unbind(3)
+        qkv = self.qkv(x).reshape(b, self.heads, c // self.heads, 3, h * w)
+        q, k, v = qkv.permute(3, 0, 1, 4, 2).contiguous().unbind()  # else torch keeps the whole (h·w)² matrix
         return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(b, c, h, w)
 
 

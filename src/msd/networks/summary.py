@@ -1,4 +1,4 @@
-"""What a network costs, without its weights: parameters, FLOPs of a forward pass, memory of a training stage.
+"""What a network costs, without its weights: parameters, FLOPs and activations of a forward pass.
 
 Everything is computed on torch's meta device, which knows shapes and holds no numbers.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,10 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from msd.config import Network
 from msd.networks.files import raw_network
-
-Stage = Literal["tsm", "dm", "adm"]
-FLOAT = 4  # bytes
-TRAINED = 4 * FLOAT  # bytes per trained parameter: weight, gradient, two moments of Adam
 
 
 @dataclass(frozen=True)
@@ -64,18 +59,3 @@ def network_cost(network: Network, image_shape: tuple[int, int, int], num_condit
         model(x, level, labels)
     parameters = sum(math.prod(p.shape) for p in model.parameters())
     return Cost(parameters, counter.get_total_flops(), sum(kept.values()))
-
-
-def stage_memory(stage: Stage, student: Cost, teacher: Cost, batch_size: int) -> int:
-    """Bytes that a training stage needs for networks, optimisers and activations in float32; an estimate.
-
-    The fake score has the teacher's architecture. Student updates keep the student's activations, and in adm those of
-    the fake score as well, through which the generator loss reaches the student; fake-score updates keep its own.
-    """
-    networks = student.parameters * (TRAINED + FLOAT) + teacher.parameters * FLOAT  # student and its EMA, teacher
-    if stage == "tsm":
-        return networks + batch_size * student.activation_bytes
-    networks += teacher.parameters * TRAINED
-    both = student.activation_bytes + teacher.activation_bytes
-    most = both if stage == "adm" else max(student.activation_bytes, teacher.activation_bytes)
-    return networks + batch_size * most

@@ -14,7 +14,9 @@ from msd.plan import Node
 from msd.store import Manifest
 from msd.teachers.step import TeacherStep
 from msd.training.engine import Progress, resolve_device
+from msd.training.footprint import DryRun, Footprint
 from msd.training.job import Job, draws_of_process, run_job
+from msd.training.micro_batch import micro_batch_here
 
 
 def train_teacher(node: Node, compute: Compute, progress: Progress) -> Manifest:
@@ -22,17 +24,24 @@ def train_teacher(node: Node, compute: Compute, progress: Progress) -> Manifest:
     data = open_half(Manifest.read(node.inputs["data"].manifest), "train")
     settings = TeacherTraining.model_validate(node.settings["training"])
     seed = node.settings["seed"]
+    network = Network.model_validate(node.settings["network"])
     net = build_network(
-        Network.model_validate(node.settings["network"]),
+        network,
         image_shape=data.image_shape,
         num_conditions=data.num_classes,
         seed=stream_seed(seed, "initial-weights", 0),
     )
 
+    device = resolve_device(compute.device)
+
     def make_step(micro_batch: int | None) -> TeacherStep:
-        device = resolve_device(compute.device)
         fresh = prepare(copy.deepcopy(net), device, settings.precision, compute)
         return TeacherStep(fresh, data, settings, draws_of_process(seed, device, micro_batch))
+
+    def footprint() -> Footprint:
+        run = DryRun(settings, compute, gpu=True)
+        hollow = run.network(network, data.image_shape, data.num_classes)
+        return run.measure(lambda: TeacherStep(hollow, run.data(data.image_shape), run.settings, run.draws))
 
     job = Job(
         node=node,
@@ -42,5 +51,6 @@ def train_teacher(node: Node, compute: Compute, progress: Progress) -> Manifest:
         make_step=make_step,
         save=save_network,
         results={"origin": {}, "parameters": net.num_parameters},
+        micro_batch=lambda: micro_batch_here(device, compute, settings.batch_size, footprint, node.label),
     )
     return run_job(job, compute, progress)

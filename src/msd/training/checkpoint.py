@@ -31,7 +31,7 @@ def save(folder: Path, nimg: int, state: dict[str, Any], guard: Callable[[], Non
     path = folder / f"checkpoint-{nimg:012d}.pt"
     try:
         store.write_with(path, lambda p: torch.save(state, p), guard)
-        store.write_json(_record(path), store.file_record(path, folder))
+        store.write_json(_record(path), store.file_record(path, folder), guard)
     except (OSError, RuntimeError) as e:  # torch's writer raises RuntimeError when the disk is full
         raise StorageError(
             "A checkpoint could not be saved.",
@@ -39,7 +39,8 @@ def save(folder: Path, nimg: int, state: dict[str, Any], guard: Callable[[], Non
             why=str(e).splitlines()[0],
             todo="Make room, then run the same command again: it goes on from the checkpoint before.",
         ) from e
-    for old in _all(folder)[:-KEEP]:
+    # a later one is broken, or this run would have begun there; it does not displace what is whole
+    for old in [p for p in _all(folder) if p <= path][:-KEEP]:
         _record(old).unlink(missing_ok=True)
         old.unlink()
     return path

@@ -66,5 +66,5 @@ class Ema:
 def averages_of(net: nn.Module, settings: Training, name: str, start: nn.Module | None = None) -> dict[str, Ema]:
     """One average per half-life of the settings: the first under ``name``, the others as ``name_ema_<images>``."""
     first, *others = settings.ema_halflives
-    names = {name: first} | {f"{name}_ema_{halflife:g}": halflife for halflife in others}
+    names = {name: first} | {f"{name}_ema_{halflife:.15g}": halflife for halflife in others}
     return {key: Ema(net, halflife, settings.ema_rampup, start) for key, halflife in names.items()}

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from msd import ranks
 from msd.data.archive import to_uint8
@@ -21,6 +20,7 @@ from msd.data.grid import save_grid
 from msd.errors import DivergedError, InterruptedRun
 from msd.training import checkpoint, journal
 from msd.training.journal import Journal
+from msd.training.ledger import counted_flops
 from msd.training.sentinels import Sentinels
 from msd.training.signals import StopRequest
 from msd.training.step import Step
@@ -54,7 +54,7 @@ class Outcome:
         seconds: wall-clock time over all attempts.
         nimg: images trained on.
         counts: further progress, see ``Step.counts``.
-        flops: of all updates; a multiplication and an addition count as two.
+        flops: of all updates; a multiplication and an addition count as two, recomputation counts.
     """
 
     seconds: float
@@ -132,7 +132,7 @@ class _Run:
 
     def __init__(self, step: Step, folder: Path, schedule: Schedule, hooks: Hooks) -> None:
         self.step, self.folder, self.schedule, self.hooks = step, folder, schedule, hooks
-        self.journal = Journal(folder, active=ranks.is_first())
+        self.journal = Journal(folder, ranks.is_first(), hooks.guard)
         self.nimg, self.flops_per_update, self._before = 0, 0, 0.0
         state, skipped = checkpoint.load_newest(folder)
         for line in skipped:
@@ -174,9 +174,9 @@ class _Run:
         if self.flops_per_update:
             self.values = self.step(self.nimg)
         else:
-            with FlopCounterMode(display=False) as counter:
+            with counted_flops() as count:
                 self.values = self.step(self.nimg)
-            self.flops_per_update = int(ranks.total(torch.tensor(counter.get_total_flops())))
+            self.flops_per_update = int(ranks.total(torch.tensor(count.flops)))
         self.nimg += self.step.batch_size
 
     def log(self) -> None:
@@ -226,13 +226,7 @@ class _Run:
 
     def save(self) -> None:
         """Write a checkpoint, of finite weights only."""
-        finite = {
-            name: torch.stack([ranks.share(p).isfinite().all() for p in net.parameters()]).all()
-            for name, net in self.step.networks().items()
-        }
-        bad = [name for name, value in finite.items() if ranks.any_of(not value)]
-        if bad:
-            self._give_up(f"weights are not finite: {', '.join(bad)}")
+        self._must_be_finite()
         step = ranks.whole_state(self.step.state_dict())
         if not ranks.is_first():
             return
@@ -245,8 +239,18 @@ class _Run:
         path = checkpoint.save(self.folder, self.nimg, state, self.hooks.guard)
         self.journal.write("checkpoint", nimg=self.nimg, file=path.name)
 
+    def _must_be_finite(self) -> None:
+        finite = {
+            name: torch.stack([ranks.share(p).isfinite().all() for p in net.parameters()]).all()
+            for name, net in self.step.networks().items()
+        }
+        bad = [name for name, value in finite.items() if ranks.any_of(not value)]
+        if bad:
+            self._give_up(f"weights are not finite: {', '.join(bad)}")
+
     def snapshot(self) -> None:
-        """A picture, and the networks to use, as they are now."""
+        """A picture, and the networks to use, as they are now, if their weights are finite."""
+        self._must_be_finite()
         self.hooks.guard()
         folder = f"snapshots/{self.nimg:012d}"
         self.hooks.export(self.step, self.folder / folder)
@@ -254,8 +258,13 @@ class _Run:
         self.journal.write("snapshot", nimg=self.nimg, folder=folder)
 
     def draw(self, name: str) -> Path | None:
-        """The step's picture, if it has one; all processes have to take part."""
-        picture = self.step.picture()
+        """The step's picture, if it has one and the memory suffices; all processes have to take part."""
+        self.hooks.guard()
+        try:
+            picture = self.step.picture()
+        except torch.OutOfMemoryError:
+            self._warn(f"no memory for {name}")
+            return None
         if picture is None or not ranks.is_first():
             return None
         images = to_uint8(picture.images.flatten(0, 1).nan_to_num(-1, 1, -1).cpu()).numpy()

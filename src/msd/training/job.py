@@ -43,7 +43,7 @@ class Job:
         save: (network, path): write a network to use.
         results: further results for the manifest.
         further: step → name → network to keep beside its averages, for the stage that goes on from here.
-        micro_batch: the one to begin with, if the configuration names none.
+        micro_batch: gives the one to begin with, if the configuration names none; None: the whole batch.
         measure: (name → file of the networks) → results that need the finished networks.
     """
 
@@ -55,7 +55,7 @@ class Job:
     save: Callable[[Any, Path], None]
     results: dict[str, Any]
     further: Callable[[Any], dict[str, nn.Module]] = lambda step: {}
-    micro_batch: int | None = None
+    micro_batch: Callable[[], int | None] = lambda: None
     measure: Callable[[dict[str, Path]], dict[str, Any]] = lambda files: {}
 
     def export(self, step: Step, folder: Path) -> dict[str, Path]:
@@ -109,9 +109,9 @@ def run_job(job: Job, compute: Compute, progress: Progress) -> store.Manifest:
             guard()
             files = job.export(step, folder) | job.write(job.further(step), folder)
             finished = _finish(job, folder, files, outcome, guard) if ranks.is_first() else None
-    if ranks.is_first():
-        assert finished is not None
-        _write_manifest(job, identity, folder, finished)
+        if ranks.is_first():
+            assert finished is not None
+            _write_manifest(job, identity, folder, finished)
     ranks.from_first(None)  # wait for it
     return store.Manifest.read(job.node.manifest)
 
@@ -150,7 +150,7 @@ def _train(job: Job, compute: Compute, folder: Path, hooks: Hooks) -> tuple[Step
     if record.exists():
         halved = store.read_json(record)["after"]
     else:
-        before = compute.micro_batch or job.micro_batch
+        before = compute.micro_batch or job.micro_batch()
         try:
             return attempt(before)
         except torch.OutOfMemoryError as e:
@@ -158,9 +158,8 @@ def _train(job: Job, compute: Compute, folder: Path, hooks: Hooks) -> tuple[Step
             before = min(before or rows, rows)
             halved = max(before // 2, 1)
             why = str(e).splitlines()[0]
-        hooks.guard()
-        store.write_json(record, {"before": before, "after": halved, "why": why})
-        journal.Journal(folder).write("micro_batch", before=before, after=halved, why=why)
+        store.write_json(record, {"before": before, "after": halved, "why": why}, hooks.guard)
+        journal.Journal(folder, guard=hooks.guard).write("micro_batch", before=before, after=halved, why=why)
         print(f"{job.node.label}: out of memory; from now on {halved} images at once instead of {before}", flush=True)
         if ranks.world() > 1:
             raise OutOfMemoryError(
@@ -201,12 +200,12 @@ def _finish(
             **job.measure(files),
         },
     }
-    guard()
-    store.write_json(folder / "finished.json", finished)
+    store.write_json(folder / "finished.json", finished, guard)
     return finished
 
 
 def _write_manifest(job: Job, identity: str, folder: Path, finished: dict[str, Any]) -> None:
+    store.sweep(job.node.manifest.parent)
     # beside the manifest, because the state stays on this machine when results are shared
     shared_journal = job.node.manifest.parent / "events.jsonl"
     store.write_with(shared_journal, lambda p: shutil.copyfile(folder / "events.jsonl", p))

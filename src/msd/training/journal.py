@@ -6,9 +6,11 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from msd.errors import StorageError
 
 
 class Journal:
@@ -17,10 +19,11 @@ class Journal:
     Args:
         folder: where.
         active: write nothing if not; of the processes that train together the first one writes.
+        guard: called before every line; raises if the folder is another's.
     """
 
-    def __init__(self, folder: Path, active: bool = True) -> None:
-        self.path, self.active = folder / "events.jsonl", active
+    def __init__(self, folder: Path, active: bool = True, guard: Callable[[], None] = lambda: None) -> None:
+        self.path, self.active, self.guard = folder / "events.jsonl", active, guard
         if active:
             folder.mkdir(parents=True, exist_ok=True)
             self._end_cut_line()
@@ -33,12 +36,25 @@ class Journal:
                 f.write(b"\n")
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one event."""
+        """Append one event.
+
+        Raises:
+            StorageError: it could not be written; a line that is cut off does not count.
+        """
         if not self.active:
             return
+        self.guard()
         line = json.dumps({"event": event, "attempt": self.attempt, "time": round(time.time(), 3), **fields})
-        with open(self.path, "a", encoding="utf-8") as f:
-            f.write(line + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as f:
+                f.write(line + "\n")
+        except OSError as e:
+            raise StorageError(
+                "The journal could not be written.",
+                where=str(self.path),
+                why=e.strerror or str(e),
+                todo="Make room, then run the same command again: it goes on from the last checkpoint.",
+            ) from e
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

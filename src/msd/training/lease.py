@@ -18,10 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
-
 from msd import store
-from msd.errors import LeaseLostError
+from msd.errors import LeaseLostError, StorageError
 
 HEARTBEAT = 5.0  # seconds between touches
 SILENCE = 60.0  # seconds without one after which a holder on another machine counts as dead
@@ -64,6 +62,7 @@ class Lease:
                 self.on_wait()
                 told = True
             time.sleep(LOOK_EVERY)
+        store.sweep(self.folder)
         self._heart.start()
         return self
 
@@ -86,6 +85,8 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._heart.join()
+        if isinstance(error, (OSError, StorageError)):
+            self.check()  # who took the folder over has removed the files that this one was writing
         if _newest(self.folder) == self.number:
             with contextlib.suppress(OSError):  # a full disk; the process ends anyway
                 store.write_json(_path(self.folder, self.number), {**_myself(), "released": True})
@@ -116,7 +117,7 @@ class Lease:
             holder = json.loads(path.read_text())
         except FileNotFoundError:
             return False  # tidied away: look again
-        except json.JSONDecodeError:
+        except ValueError:
             return silent_for > self.silence  # created, its content not yet here
         if holder.get("released"):
             return True
@@ -129,10 +130,9 @@ class Lease:
 
 
 def _myself() -> dict[str, Any]:
-    process = psutil.Process()
     return {
-        "machine": [socket.gethostname(), _boot()],
-        "process": [process.pid, process.create_time()],
+        "machine": [socket.gethostname(), _boot(), _process_numbers()],
+        "process": [os.getpid(), _started(os.getpid())],
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "start": [int(os.environ.get(name) or 0) for name in ("SLURM_JOB_START_TIME", "SLURM_RESTART_COUNT")],
     }
@@ -146,13 +146,27 @@ def _boot() -> str:
         return ""
 
 
-def _alive(process: list[float]) -> bool:
-    pid, created = process
+def _process_numbers() -> str:
+    """Tells containers of one machine apart: a process's number means nothing outside of its namespace."""
     try:
-        found = psutil.Process(int(pid))
-        return abs(found.create_time() - created) < 1 and found.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> int | None:
+    """When a process was started, in ticks since the machine was: setting the clock changes nothing. None: gone."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else int(fields[18])
+
+
+def _alive(process: list[int]) -> bool:
+    pid, started = process
+    found = _started(pid)
+    return found is not None and found == started
 
 
 def _newest(folder: Path) -> int:
