@@ -69,12 +69,10 @@ class Draws:
                 f"A batch of {count} cannot be shared by {self.world} processes.",
                 todo="Start fewer, or enlarge the batch.",
             )
-        rows = -(-count // self.world)
-        each = -(-rows // min(self.micro_batch or rows, rows))
+        most, own = -(-count // self.world), (self.rank + 1) * count // self.world - self.rank * count // self.world
+        parts = min(-(-most // (self.micro_batch or most)), own)
         whole: dict[tuple[str, int], Tensor] = {}
-        parts, first = self.world * each, self.rank * each
-        mine = (BatchDraws(self, index, count, part, parts, whole) for part in range(first, first + each))
-        return [draws for draws in mine if draws.size]
+        return [BatchDraws(self, index, count, part, parts, whole) for part in range(parts)]
 
 
 class BatchDraws:
@@ -84,7 +82,7 @@ class BatchDraws:
         draws: of the run.
         index: number of the batch's first image.
         count: images of the whole batch.
-        part, parts: which of how many parts, alike in size as far as can be.
+        part, parts: which of how many parts of this process's rows, alike in size as far as can be.
         whole: draws of the whole batch that its parts have in common.
 
     Attributes:
@@ -98,7 +96,9 @@ class BatchDraws:
     ) -> None:
         self._draws, self.index, self._count, self._part, self._parts = draws, index, count, part, parts
         self._whole = whole
-        self._rows = slice(part * count // parts, (part + 1) * count // parts)
+        first, end = (r * count // draws.world for r in (draws.rank, draws.rank + 1))
+        own = end - first
+        self._rows = slice(first + part * own // parts, first + (part + 1) * own // parts)
         self.first, self.size = index + self._rows.start, self._rows.stop - self._rows.start
         self.share = self.size / count
 
@@ -125,7 +125,7 @@ class BatchDraws:
         return self._of_whole(role, lambda: self._draws.integers(role, self.index, self._count, low, high))
 
     def _of_whole(self, role: str, draw: Callable[[], Tensor]) -> Tensor:
-        if self._parts == 1:
+        if self.size == self._count:
             return draw()
         key = (role, self._count)
         if key not in self._whole:

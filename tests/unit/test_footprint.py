@@ -67,7 +67,7 @@ def peak(make: Callable[[], Step], nets: Callable[[Any], list[torch.nn.Module]])
         net.zero_grad(set_to_none=True)
     gc.collect()
     held = [t for net in nets(step) for t in (*net.parameters(), *net.buffers())]
-    held += [t for ema in step.emas.values() for t in ema.net.parameters()]
+    held += [t for ema in step.emas.values() for t in ema.averages]
     held += [t for updater in step.updaters.values() for t in (*updater._mean, *updater._square)]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled:
         step(0)

@@ -21,6 +21,7 @@ import torch
 from tiny import ADAM, BATCH, adm_step, data, dm_step, network, tensors, tsm_step
 from torch import Tensor
 
+from msd import ranks
 from msd.config import ClassifierTraining, Compute, TeacherTraining
 from msd.draws import BatchDraws, Draws
 from msd.errors import MsdError
@@ -28,7 +29,7 @@ from msd.evaluate.classifier import ClassifierStep, new_classifier
 from msd.networks import save_network
 from msd.plan import Node
 from msd.teachers.step import TeacherStep
-from msd.training import checkpoint, journal, ranks
+from msd.training import checkpoint, journal
 from msd.training.job import Job, draws_of_process, run_job
 from msd.training.step import Step
 

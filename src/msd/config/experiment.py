@@ -104,7 +104,10 @@ class Compute(Section):
     channels_last: bool = Field(False, description="memory layout of the networks; speeds up some, slows down others")
     gradient_checkpointing: bool = Field(False, description="half the memory of activations for a third more work")
     compile: bool = Field(False, description="compile the networks' blocks; needs a C++ compiler and some minutes")
-    shard: bool = Field(False, description="spread weights and optimisers over the processes of a student (FSDP2)")
+    shard: bool = Field(
+        False,
+        description="spread weights and optimisers over the processes of a student (FSDP2), whose number divides the batch",
+    )
     log_every_updates: PositiveInt = 2
     checkpoint_every_updates: PositiveInt = 10
     snapshot_every_updates: PositiveInt | None = Field(

@@ -153,6 +153,8 @@ class DmStep(Step):
                 yield draws.share * torch.stack(list(terms.values())).sum()
 
         self._let_learn(losses, ["student"])
+        images = torch.cat([batch.x for batch in generated]).float()
+        values["sample_spread"] = sum(draws.share for draws in batches) * images.std(dim=0, correction=0).mean()
         return values, generated
 
     def _update_critics(self, generated: Sequence[Generated]) -> dict[str, Tensor]:
@@ -223,7 +225,6 @@ class DmStep(Step):
             "dm_loss": loss,
             "dm_gradient_mean_abs": g.abs().mean(),
             "dm_nonfinite_share": _masked_share(x.detach(), x0_fake, guided),
-            "sample_spread": x.detach().float().std(dim=0, correction=0).mean(),
         }
         if self.settings.regression is not None:
             values["regression_loss"], terms["regression"] = self._regression(draws)

@@ -32,7 +32,7 @@ def prepare(net: Preconditioned, device: torch.device, precision: str, compute: 
             block.recompute = compute.gradient_checkpointing
             blocks.append(block)
             if compute.compile:
-                block.compile()
+                block.compile(dynamic=False)  # sizes differ between blocks, not between calls
     if compute.compile:
         import torch._dynamo as dynamo  # over a second
 

@@ -52,7 +52,7 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     Also removes what killed runs left of checkpoints they were writing: the caller holds the folder alone.
     """
     for unfinished in folder.glob(".*checkpoint-*"):
-        unfinished.unlink()
+        unfinished.unlink(missing_ok=True)  # of the processes that train together each looks here
     skipped: list[str] = []
     for path in reversed(_all(folder)):
         try:
