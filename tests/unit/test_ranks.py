@@ -112,8 +112,13 @@ def launch(count: int, folder: Path) -> list[dict[str, Any]]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     command = [*torchrun, "--nproc-per-node", str(count), __file__, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        _, errors = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its processes, which would wait for each other for days
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
     return [torch.load(folder / f"rank-{r}.pt") for r in range(count)]
 
 

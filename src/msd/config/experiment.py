@@ -106,7 +106,7 @@ class Compute(Section):
     compile: bool = Field(False, description="compile the networks' blocks; needs a C++ compiler and some minutes")
     shard: bool = Field(
         False,
-        description="spread weights and optimisers over the processes of a student (FSDP2), whose number divides the batch",
+        description="spread weights and optimisers over a student's processes (FSDP2); their number divides the batch",
     )
     log_every_updates: PositiveInt = 2
     checkpoint_every_updates: PositiveInt = 10
