@@ -8,10 +8,9 @@ summed where an optimiser uses them. With ``shard``, torch's FSDP2 spreads weigh
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -132,19 +131,6 @@ def share(tensor: Any) -> Tensor:
 def whole(tensor: Any) -> Tensor:
     """A tensor gathered from all processes, which all have to call this."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
-
-
-@contextlib.contextmanager
-def gathered(net: nn.Module) -> Iterator[nn.Module]:
-    """A network with all its weights in place, to be read; all processes have to take part."""
-    parts: list[Any] = [m for m in net.modules() if hasattr(m, "unshard")]
-    for part in parts:
-        part.unshard()
-    try:
-        yield net
-    finally:
-        for part in parts:
-            part.reshard()
 
 
 def whole_state(tree: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import socket
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,18 @@ def test_gradient_reaches_the_students_images_only(lpips: Lpips) -> None:
     with torch.no_grad():  # and it leads downhill
         nearer = x - 0.1 * x.grad / x.grad.abs().max()
         assert regression_loss(nearer, y, lpips) < regression_loss(x, y, lpips)
+
+
+def test_gradient_is_finite_where_a_layer_sees_nothing(lpips: Lpips) -> None:
+    """The root of a sum of squares has no derivative at zero."""
+    blind = copy.deepcopy(lpips)
+    with torch.no_grad():
+        blind.net.net.slice3[-2].bias.fill_(-1e6)
+    x = signed(images(0)).requires_grad_(True)
+    blind(x, signed(images(1))).sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    assert x.grad.any()
 
 
 def test_grey_images_are_compared_as_rgb(lpips: Lpips) -> None:

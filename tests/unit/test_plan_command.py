@@ -119,7 +119,7 @@ def test_a_smaller_gpu_takes_smaller_parts(planned: Callable[..., Any]) -> None:
         assert row["fits"]
         assert row["memory_bytes"] < 0.9 * GPUS[gpu].memory_gib * GIB
     assert four["tflop"] == pytest.approx(4 * four["images"] * four["tflop_per_image"])
-    assert four["hours"] == pytest.approx(four["tflop"] / 4 / (0.3 * 494.7) / 3600)
+    assert four["hours"] == pytest.approx(four["tflop"] / 4 / (0.3 * 989.4) / 3600)
     assert large["total"]["gpu_hours"] == pytest.approx(4 * four["hours"] + long["hours"])
     assert large["total"]["students"] == 5
 

@@ -107,11 +107,11 @@ def work(folder: Path) -> None:
     torch.save(found, folder / f"rank-{me}.pt")
 
 
-def launch(count: int, folder: Path) -> list[dict[str, Any]]:
+def launch(count: int, folder: Path, script: str = __file__) -> list[dict[str, Any]]:
     """Start torchrun on this machine; what each of its processes saw."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    command = [*torchrun, "--nproc-per-node", str(count), __file__, str(folder)]
+    command = [*torchrun, "--nproc-per-node", str(count), script, str(folder)]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         _, errors = process.communicate(timeout=240)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,7 @@ from msd.distill.tsm import TsmStep
 from msd.errors import DivergedError, InterruptedRun, OutOfMemoryError
 from msd.networks import load_network
 from msd.store import read_json
-from msd.training import checkpoint
+from msd.training import checkpoint, engine
 from msd.training.engine import Hooks, Schedule, train
 from msd.training.job import run_job
 from msd.training.step import Step
@@ -50,17 +51,14 @@ class Spoiler:
 
 
 def spoil_loss(step: Any, spoil: Spoiler) -> None:
-    if isinstance(step, TsmStep):
-        real = step._losses
-        step._losses = lambda *arguments: (spoil(loss) for loss in real(*arguments))
-        return
-    terms = step._student_terms
+    name = "_terms" if isinstance(step, TsmStep) else "_student_terms"
+    real = getattr(step, name)
 
-    def student_terms(*arguments: Any) -> Any:
-        losses, values = terms(*arguments)
+    def terms(*arguments: Any) -> Any:
+        losses, values = real(*arguments)
         return {name: spoil(loss) for name, loss in losses.items()}, values
 
-    step._student_terms = student_terms
+    setattr(step, name, terms)
 
 
 def spoil_gradient(name: str) -> Callable[[Any, Spoiler], None]:
@@ -330,6 +328,16 @@ def test_run_that_half_the_micro_batch_does_not_help_ends(tmp_path: Path) -> Non
     assert hidden(tmp_path) == []
 
 
+def test_run_that_has_no_memory_for_one_image_ends(tmp_path: Path) -> None:
+    asked: list[int | None] = []
+    job = quick_job(tmp_path, UPDATES, too_large_for(0, AT, asked))
+    with pytest.raises(OutOfMemoryError) as ended:
+        run_job(job, COMPUTE.model_copy(update={"micro_batch": 1}), nothing)
+    assert asked == [1]
+    assert ended.value.why.startswith("not even for one image at once: CUDA out of memory")
+    assert not (state_of(tmp_path, UPDATES) / "micro-batch.json").exists()
+
+
 def test_picture_that_the_memory_does_not_suffice_for_ends_no_run(tmp_path: Path) -> None:
     """It draws more images at once than a micro-batch has, and training does not need it."""
     step = quick_step()
@@ -341,7 +349,21 @@ def test_picture_that_the_memory_does_not_suffice_for_ends_no_run(tmp_path: Path
     step.teacher.model.register_forward_pre_hook(allocate)
     assert train(step, tmp_path, SCHEDULE).nimg == SCHEDULE.images
     assert events(tmp_path, "finish")
-    assert [event["message"] for event in events(tmp_path, "warning")] == ["no memory for picture.png"]
+    assert [event["message"] for event in events(tmp_path, "warning")] == [
+        "picture.png was not drawn: CUDA out of memory."
+    ]
+
+
+def test_picture_that_there_is_no_room_for_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(engine, "save_grid", full)
+    make, how, _ = FAULTS["loss"]
+    with pytest.raises(DivergedError) as diverged:
+        train(spoiled(make, how, forever=True), tmp_path, Schedule(20 * BATCH, 1, 1, give_up_after=3))
+    assert "Look at" not in diverged.value.todo
+    assert "No space left on device" in events(tmp_path, "warning")[-1]["message"]
 
 
 def test_snapshots_are_the_averages_of_their_checkpoint(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,6 +78,7 @@ def test_full_disk_keeps_the_checkpoint_before(what: str, undisturbed: str, tmp_
     said, state = log.read_text(), state_of(folder, UPDATES)
     assert said.startswith("msd: StorageError: A checkpoint could not be saved.")
     assert f"where: {state / f'checkpoint-{FAILS * BATCH:012d}.pt'}" in said
+    assert any(f"why: [Errno {number}]" in said for number in (errno.EFBIG, errno.ENOSPC))
     assert "do: Make room, then run the same command again" in said
     assert hidden(folder) == []
     if what == "record":  # a checkpoint without one does not count

@@ -1,4 +1,4 @@
-"""Noise levels for training denoisers: log-normal, with an optional share of high levels."""
+"""Noise and its levels for training denoisers: log-normal, with an optional share of high levels."""
 
 from __future__ import annotations
 
@@ -25,3 +25,8 @@ def draw_sigma(settings: config.NoiseDistribution, draws: BatchDraws, high: Tens
         chosen = high[draws.to_device(draws.integers("high-sigma", 0, len(high)))]
         sigma = torch.where(draws.uniform("high-share") < settings.high_sigma_share, chosen, sigma)
     return sigma
+
+
+def add_noise(x: Tensor, sigma: Tensor, draws: BatchDraws, role: str = "noise") -> Tensor:
+    """``x + σ ε`` for images (B, C, H, W) and levels (B,)."""
+    return x + sigma.reshape(-1, 1, 1, 1) * draws.normal(role, tuple(x.shape[1:]))

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from msd import config, ranks
 from msd.data.archive import LabelledImages
-from msd.distill.dm import DmStep, Generated, Terms
+from msd.distill.dm import DmStep, Generated
 from msd.distill.losses import discriminator_loss, divergence_weights, generator_adversarial_loss, r1_penalty
 from msd.draws import BatchDraws
 from msd.networks.discriminator import Discriminator
-from msd.training.step import Updater, Watch
+from msd.training.step import Terms, Updater, Watch
 
 MEAN_RATE = 0.05  # how fast the mean of the divergence's weights is followed, per student update
 SATURATED = 0.1  # of the discriminator's loss; 1.39 is chance, at 0.1 it is right with p = 0.95 on both sides

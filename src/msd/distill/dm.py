@@ -9,22 +9,20 @@ filtered by part (MSD, arXiv 2410.23274), so every student keeps the full label 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from msd import config
+from msd.diffusion.noise import add_noise
 from msd.distill.losses import Metric, dm_loss, fake_score_loss, regression_loss
 from msd.distill.pictures import PICTURE_ROWS, sampled_side_by_side
 from msd.draws import BatchDraws, Draws
 from msd.networks import Backbone
 from msd.training.ema import averages_of
-from msd.training.step import Picture, Step, Updater, Watch, add_up, learn
-
-Terms = tuple[dict[str, Tensor], dict[str, Tensor]]
-"""The weighted terms of a loss, and what to journal; each is a mean over a micro-batch."""
+from msd.training.step import Picture, Step, Terms, Updater, Watch, learn, losses_of
 
 
 @dataclass(frozen=True)
@@ -131,8 +129,7 @@ class DmStep(Step):
             if i == 0:
                 seen, generated = self._update_student(batches)
                 values |= seen
-                for ema in self.emas.values():
-                    ema.update(start + n, n)
+                self.average(start)
             else:
                 with torch.no_grad():
                     generated = [Generated(draws, *self._generate(draws)) for draws in batches]
@@ -144,36 +141,27 @@ class DmStep(Step):
         values: dict[str, Tensor] = {}
         generated: list[Generated] = []
 
-        def losses() -> Iterator[Tensor]:
-            for draws in batches:
-                cond, x = self._generate(draws)
-                generated.append(Generated(draws, cond, x.detach()))
-                terms, seen = self._student_terms(x, cond, draws)
-                add_up(values, seen, draws.share)
-                yield draws.share * torch.stack(list(terms.values())).sum()
+        def terms(draws: BatchDraws) -> Terms:
+            cond, x = self._generate(draws)
+            generated.append(Generated(draws, cond, x.detach()))
+            return self._student_terms(x, cond, draws)
 
-        self._let_learn(losses, ["student"])
+        self._let_learn(losses_of(((draws, terms(draws)) for draws in batches), values), ["student"])
         images = torch.cat([batch.x for batch in generated]).float()
         values["sample_spread"] = sum(draws.share for draws in batches) * images.std(dim=0, correction=0).mean()
         return values, generated
 
     def _update_critics(self, generated: Sequence[Generated]) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
-
-        def losses() -> Iterator[Tensor]:
-            for batch in generated:
-                terms, seen = self._critic_terms(batch.x, batch.cond, batch.draws)
-                add_up(values, seen, batch.draws.share)
-                yield batch.draws.share * torch.stack(list(terms.values())).sum()
-
-        self._let_learn(losses, [name for name in self.updaters if name != "student"])
+        parts = ((batch.draws, self._critic_terms(batch.x, batch.cond, batch.draws)) for batch in generated)
+        self._let_learn(losses_of(parts, values), [name for name in self.updaters if name != "student"])
         return values
 
-    def _let_learn(self, losses: Callable[[], Iterator[Tensor]], movers: Sequence[str]) -> None:
+    def _let_learn(self, losses: Iterator[Tensor], movers: Sequence[str]) -> None:
         """Update the named networks and no others; gradients may pass through frozen ones."""
         still = [net for name, net in self.networks().items() if name not in movers]
         with frozen(*still):
-            learn(losses(), [self.updaters[name] for name in movers], [self.teacher, *still])
+            learn(losses, [self.updaters[name] for name in movers], [self.teacher, *still])
 
     def _generate(self, draws: BatchDraws) -> tuple[Tensor, Tensor]:
         """Conditions of the part (B,) and the student's images (B, C, H, W)."""
@@ -258,7 +246,7 @@ class DmStep(Step):
     def _noise(self, x: Tensor, role: str, draws: BatchDraws, low: int, high: int) -> tuple[Tensor, Tensor]:
         """Noise images to levels of the grid with low ≤ j < high; returns x_σ and σ (B,)."""
         sigma = self.teacher.noise_grid[draws.to_device(draws.integers(f"{role}/level", low, high))]
-        return x + sigma.reshape(-1, 1, 1, 1) * draws.normal(f"{role}/noise", tuple(x.shape[1:])), sigma
+        return add_noise(x, sigma, draws, f"{role}/noise"), sigma
 
     def picture(self) -> Picture:
         cond = self.part[torch.arange(PICTURE_ROWS) % len(self.part)]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
 from msd import config
 from msd.data.archive import LabelledImages
-from msd.diffusion.noise import draw_sigma, high_levels
+from msd.diffusion.noise import add_noise, draw_sigma, high_levels
 from msd.distill.losses import tsm_loss
 from msd.distill.pictures import PICTURE_ROWS, sampled_side_by_side
-from msd.draws import Draws
+from msd.draws import BatchDraws, Draws
 from msd.networks import Backbone
 from msd.training.ema import averages_of
-from msd.training.step import Picture, Step, Updater, add_up, learn
+from msd.training.step import Picture, Step, Terms, Updater
 
 
 class TsmStep(Step):
@@ -42,22 +40,16 @@ class TsmStep(Step):
         return {"student": self.student}
 
     def __call__(self, start: int) -> dict[str, Tensor]:
-        values: dict[str, Tensor] = {}
-        learn(self._losses(start, values), list(self.updaters.values()), [self.teacher])
-        for ema in self.emas.values():
-            ema.update(start + self.batch_size, self.batch_size)
-        return values
+        return self.update_by(start, self._terms, still=[self.teacher])
 
-    def _losses(self, start: int, values: dict[str, Tensor]) -> Iterator[Tensor]:
-        for draws in self.draws.batches(start, self.batch_size):
-            x, cond = self.fetch(self.data, draws.integers("data", 0, len(self.data.labels)), draws)
-            sigma = draw_sigma(self.settings.noise, draws, self.high_levels)
-            noised = x + sigma.reshape(-1, 1, 1, 1) * draws.normal("noise", self.data.image_shape)
-            with torch.no_grad():
-                target = self.teacher.denoise(noised, sigma, cond)
-            loss = tsm_loss(self.student.denoise(noised, sigma, cond), target, sigma, self.teacher.sigma_data)
-            add_up(values, {"loss": loss}, draws.share)
-            yield draws.share * loss
+    def _terms(self, draws: BatchDraws) -> Terms:
+        x, cond = self.fetch(self.data, draws.integers("data", 0, len(self.data.labels)), draws)
+        sigma = draw_sigma(self.settings.noise, draws, self.high_levels)
+        noised = add_noise(x, sigma, draws)
+        with torch.no_grad():
+            target = self.teacher.denoise(noised, sigma, cond)
+        loss = tsm_loss(self.student.denoise(noised, sigma, cond), target, sigma, self.teacher.sigma_data)
+        return {"tsm": loss}, {"loss": loss}
 
     def picture(self) -> Picture:
         cond = torch.arange(PICTURE_ROWS) % self.teacher.num_classes

@@ -5,7 +5,6 @@ They are two networks so that the judge has no share in the distance. Both are t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from torch.nn import functional as F
 
 from msd import config
 from msd.data.archive import LabelledImages, to_float
-from msd.draws import Draws, stream_seed
+from msd.draws import BatchDraws, Draws, stream_seed
 from msd.errors import DamagedFileError
 from msd.networks.files import fill, read_safetensors, write_safetensors
-from msd.training.step import Step, Updater, add_up, learn
+from msd.training.step import Step, Terms, Updater
 from msd.weights import CLASSIFIER_FORMAT
 
 
@@ -83,20 +82,16 @@ class ClassifierStep(Step):
         return {"weights": self.net}
 
     def __call__(self, start: int) -> dict[str, Tensor]:
-        values: dict[str, Tensor] = {}
-        learn(self._losses(start, values), list(self.updaters.values()), [])
-        return values
+        return self.update_by(start, self._terms)
 
-    def _losses(self, start: int, values: dict[str, Tensor]) -> Iterator[Tensor]:
+    def _terms(self, draws: BatchDraws) -> Terms:
         reach = self.settings.max_shift
-        for draws in self.draws.batches(start, self.batch_size):
-            x, labels = self.fetch(self.data, draws.integers("data", 0, len(self.data.labels)), draws)
-            shifts = [draws.integers(f"shift-{axis}", 0, 2 * reach + 1) for axis in "yx"]
-            _, logits = self.net(_shift(x, torch.stack(shifts, dim=1), reach))
-            loss = F.cross_entropy(logits, labels)
-            accuracy = (logits.argmax(1) == labels).float().mean()
-            add_up(values, {"loss": loss, "accuracy": accuracy}, draws.share)
-            yield draws.share * loss
+        x, labels = self.fetch(self.data, draws.integers("data", 0, len(self.data.labels)), draws)
+        shifts = [draws.integers(f"shift-{axis}", 0, 2 * reach + 1) for axis in "yx"]
+        _, logits = self.net(_shift(x, torch.stack(shifts, dim=1), reach))
+        loss = F.cross_entropy(logits, labels)
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        return {"cross_entropy": loss}, {"loss": loss, "accuracy": accuracy}
 
 
 def _shift(x: Tensor, shifts: Tensor, reach: int) -> Tensor:
@@ -114,10 +109,9 @@ def new_classifier(data: LabelledImages, settings: config.ClassifierTraining) ->
         return Classifier(data.image_shape, data.num_classes, settings.width, settings.features)
 
 
-def save_classifier(net: Classifier, path: Path) -> None:
-    """Write a classifier atomically."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
-    write_safetensors(path, tensors, CLASSIFIER_FORMAT, net.description)
+def save_classifier(net: Classifier, path: Path, state: dict[str, Tensor] | None = None) -> None:
+    """Write a classifier atomically; for ``state`` see ``save_network``."""
+    write_safetensors(path, net.state_dict() if state is None else state, CLASSIFIER_FORMAT, net.description)
 
 
 def load_classifier(path: Path | str) -> Classifier:

@@ -83,10 +83,13 @@ def raw_network(network: Network, image_shape: tuple[int, int, int], num_conditi
     return SongUNet(**common, **network.song.model_dump())
 
 
-def save_network(net: Preconditioned, path: Path) -> None:
-    """Write weights (as they are) and architecture to one safetensors file, atomically."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
-    write_safetensors(Path(path), tensors, NETWORK_FORMAT, net.description)
+def save_network(net: Preconditioned, path: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+    """Write weights (as they are) and architecture to one safetensors file, atomically.
+
+    Args:
+        state: the network's weights by name, where it holds only a share of them; None: its own.
+    """
+    write_safetensors(Path(path), net.state_dict() if state is None else state, NETWORK_FORMAT, net.description)
 
 
 def load_network(path: Path | str) -> Preconditioned:
@@ -184,6 +187,7 @@ def fill(net: nn.Module, tensors: dict[str, torch.Tensor], path: Path | str) -> 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], file_format: str, description: Any) -> None:
     """Write tensors with their format, description and digest, atomically; equal content gives equal bytes."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     about = {"format": file_format, "description": description, "sha256": tensors_sha256(tensors)}
 
     def write(temporary: Path) -> None:

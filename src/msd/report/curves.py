@@ -26,6 +26,7 @@ FIRST = [  # the order of the panels; what is not named here follows by the alph
     "dm_gradient_mean_abs",
     "fake_score_loss",
     "regression_loss",
+    "sample_spread",
     "student_gradient_norm",
     "fake_score_gradient_norm",
     "generator_adversarial_loss",
@@ -33,7 +34,6 @@ FIRST = [  # the order of the panels; what is not named here follows by the alph
     "logits_real",
     "logits_fake",
     "loss",
-    "gradient_norm",
 ]
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -63,7 +63,8 @@ def draw(report: Report, folder: Path) -> list[Figure]:
                 "One row of panels per measured quantity, one column per length of training, one line per student "
                 "in its variant's colour; the dot is where DM ends and ADM begins. Each point is a median over its "
                 "neighbours. "
-                "`dm_loss` is the size of a gradient, no distance: flat does not mean stuck.",
+                "`dm_loss` is the size of a gradient, no distance: flat does not mean stuck. "
+                "What was zero throughout is left out.",
                 "Training curves of all students, one panel per loss.",
             )
         )
@@ -83,7 +84,7 @@ def draw(report: Report, folder: Path) -> list[Figure]:
 
 def _draw(report: Report, kinds: tuple[str, ...], path: Path) -> bool:
     curves = [_Curve(row.name, stages, _joined(stages)) for row, stages in _chains(report.rows, kinds)]
-    metrics = {metric for curve in curves for metric in curve.lines}
+    metrics = {metric for curve in curves for metric, (_, values) in curve.lines.items() if values.any()}
     if not metrics:
         return False
     names = sorted(metrics, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))

@@ -30,13 +30,14 @@ def save(folder: Path, nimg: int, state: dict[str, Any], guard: Callable[[], Non
     """
     path = folder / f"checkpoint-{nimg:012d}.pt"
     try:
-        store.write_with(path, lambda p: torch.save(state, p), guard)
+        store.write_with(path, lambda p: _write(state, p), guard)
         store.write_json(_record(path), store.file_record(path, folder), guard)
-    except (OSError, RuntimeError) as e:  # torch's writer raises RuntimeError when the disk is full
+    except (OSError, RuntimeError) as e:
+        cause = e.__context__ if isinstance(e.__context__, OSError) else e  # torch raises an error of its own over it
         raise StorageError(
             "A checkpoint could not be saved.",
             where=str(path),
-            why=str(e).splitlines()[0],
+            why=str(cause).splitlines()[0],
             todo="Make room, then run the same command again: it goes on from the checkpoint before.",
         ) from e
     # a later one is broken, or this run would have begun there; it does not displace what is whole
@@ -44,6 +45,11 @@ def save(folder: Path, nimg: int, state: dict[str, Any], guard: Callable[[], Non
         _record(old).unlink(missing_ok=True)
         old.unlink()
     return path
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    with open(path, "wb") as f:  # torch's own way of opening a file keeps no cause of an error
+        torch.save(state, f)
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:

@@ -258,17 +258,17 @@ class _Run:
         self.journal.write("snapshot", nimg=self.nimg, folder=folder)
 
     def draw(self, name: str) -> Path | None:
-        """The step's picture, if it has one and the memory suffices; all processes have to take part."""
+        """The step's picture, if it has one and there is room for it; all processes have to take part."""
         self.hooks.guard()
         try:
             picture = self.step.picture()
-        except torch.OutOfMemoryError:
-            self._warn(f"no memory for {name}")
+            if picture is None or not ranks.is_first():
+                return None
+            images = to_uint8(picture.images.flatten(0, 1).nan_to_num(-1, 1, -1).cpu()).numpy()
+            save_grid(images, self.folder / name, len(picture.titles), picture.titles)
+        except (torch.OutOfMemoryError, OSError) as e:
+            self._warn(f"{name} was not drawn: {str(e).splitlines()[0]}")
             return None
-        if picture is None or not ranks.is_first():
-            return None
-        images = to_uint8(picture.images.flatten(0, 1).nan_to_num(-1, 1, -1).cpu()).numpy()
-        save_grid(images, self.folder / name, len(picture.titles), picture.titles)
         return self.folder / name
 
     def _warn(self, line: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from msd import ranks, store
 from msd.config import Compute
@@ -40,7 +40,7 @@ class Job:
         images: how many to train on.
         batch_size: images of an update.
         make_step: micro-batch (None: the whole batch at once) → the step; called only if there is something to do.
-        save: (network, path): write a network to use.
+        save: (network, path, its weights by name): write a network to use.
         results: further results for the manifest.
         further: step → name → network to keep beside its averages, for the stage that goes on from here.
         micro_batch: gives the one to begin with, if the configuration names none; None: the whole batch.
@@ -52,7 +52,7 @@ class Job:
     images: int
     batch_size: int
     make_step: Callable[[int | None], Step]
-    save: Callable[[Any, Path], None]
+    save: Callable[[Any, Path, dict[str, Tensor]], None]
     results: dict[str, Any]
     further: Callable[[Any], dict[str, nn.Module]] = lambda step: {}
     micro_batch: Callable[[], int | None] = lambda: None
@@ -70,9 +70,9 @@ class Job:
         """Write networks under their names; all processes have to take part."""
         files = {name: folder / f"{name.replace('_', '-')}.safetensors" for name in nets}
         for name, net in nets.items():
-            with ranks.gathered(net):
-                if ranks.is_first():
-                    self.save(net, files[name])
+            state = ranks.whole_state(net.state_dict())
+            if ranks.is_first():
+                self.save(net, files[name], state)
         return files
 
 
@@ -156,8 +156,9 @@ def _train(job: Job, compute: Compute, folder: Path, hooks: Hooks) -> tuple[Step
         except torch.OutOfMemoryError as e:
             rows = -(-job.batch_size // ranks.world())
             before = min(before or rows, rows)
-            halved = max(before // 2, 1)
-            why = str(e).splitlines()[0]
+            if before == 1:
+                raise _out_of_memory(folder, "not even for one image at once", e, "") from None
+            halved, why = before // 2, str(e).splitlines()[0]
         store.write_json(record, {"before": before, "after": halved, "why": why}, hooks.guard)
         journal.Journal(folder, guard=hooks.guard).write("micro_batch", before=before, after=halved, why=why)
         print(f"{job.node.label}: out of memory; from now on {halved} images at once instead of {before}", flush=True)
@@ -173,12 +174,17 @@ def _train(job: Job, compute: Compute, folder: Path, hooks: Hooks) -> tuple[Step
     try:
         return attempt(halved)
     except torch.OutOfMemoryError as e:
-        raise OutOfMemoryError(
-            "The memory does not suffice.",
-            where=str(folder),
-            why=f"also not for {halved} images at once: {str(e).splitlines()[0]}",
-            todo=f"Set compute.gradient_checkpointing or a smaller compute.micro_batch, and remove {record}.",
-        ) from None
+        todo = f" or a smaller compute.micro_batch, and remove {record}"
+        raise _out_of_memory(folder, f"also not for {halved} images at once", e, todo) from None
+
+
+def _out_of_memory(folder: Path, what: str, error: torch.OutOfMemoryError, further: str) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        "The memory does not suffice.",
+        where=str(folder),
+        why=f"{what}: {str(error).splitlines()[0]}",
+        todo=f"Set compute.gradient_checkpointing{further}.",
+    )
 
 
 def _finish(

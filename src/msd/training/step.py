@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,8 +17,11 @@ from torch.optim.adamw import adamw
 
 from msd import config, ranks
 from msd.data.archive import LabelledImages
-from msd.draws import BatchDraws
+from msd.draws import BatchDraws, Draws
 from msd.training.ema import Ema
+
+Terms = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""The weighted terms of a loss, and what to journal; each is a mean over a micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Step(ABC):
 
     Attributes:
         batch_size: images of one update, over all processes.
+        draws: random streams.
         updaters: who learns, by name.
         emas: weight averages by the name of the file that they are exported to.
         watches: values that warn.
@@ -51,6 +55,7 @@ class Step(ABC):
     """
 
     batch_size: int
+    draws: Draws
     updaters: dict[str, Updater]
     emas: dict[str, Ema]
     watches: tuple[Watch, ...] = ()
@@ -67,6 +72,22 @@ class Step(ABC):
     @abstractmethod
     def networks(self) -> dict[str, nn.Module]:
         """The networks that learn, by name."""
+
+    def update_by(
+        self, start: int, terms: Callable[[BatchDraws], Terms], still: Sequence[nn.Module] = ()
+    ) -> dict[str, Tensor]:
+        """The whole of an update in which all that learns learns from one loss; see ``__call__`` and ``learn``."""
+        values: dict[str, Tensor] = {}
+        batches = self.draws.batches(start, self.batch_size)
+        losses = losses_of(((draws, terms(draws)) for draws in batches), values)
+        learn(losses, list(self.updaters.values()), still)
+        self.average(start)
+        return values
+
+    def average(self, start: int) -> None:
+        """Let the averages take in the weights after the update that began at ``start``."""
+        for ema in self.emas.values():
+            ema.update(start + self.batch_size, self.batch_size)
 
     def fetch(self, data: LabelledImages, indices: Tensor, draws: BatchDraws) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) in [-1, 1] and labels (B,) at ``indices`` (B,), on the run's device."""
@@ -191,8 +212,15 @@ def learn(losses: Iterable[Tensor], movers: Sequence[Updater], still: Sequence[n
         updater.apply()
 
 
-def add_up(into: dict[str, Tensor], values: dict[str, Tensor], share: float) -> None:
-    """Add a micro-batch's means to those of a batch, by its share."""
-    for name, value in values.items():
-        value = share * value.detach().float()
-        into[name] = into[name] + value if name in into else value
+def losses_of(parts: Iterable[tuple[BatchDraws, Terms]], values: dict[str, Tensor]) -> Iterator[Tensor]:
+    """The loss of each micro-batch, multiplied by its share of the batch, as ``learn`` asks for them.
+
+    Args:
+        parts: each micro-batch's draws and terms, made when asked for.
+        values: what is to be journalled is added up here.
+    """
+    for draws, (terms, seen) in parts:
+        for name, value in seen.items():
+            value = draws.share * value.detach().float()
+            values[name] = values[name] + value if name in values else value
+        yield draws.share * torch.stack(list(terms.values())).sum()
