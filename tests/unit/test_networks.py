@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +46,16 @@ def test_file_round_trip_is_exact(saved: Path) -> None:
     assert torch.equal(before.denoise(*batch()), after.denoise(*batch()))
     assert not after.training
     assert not any(p.requires_grad for p in after.parameters())
+
+
+def test_nothing_waits_for_the_compiler(saved: Path) -> None:
+    """torch imports it for some operations that do not need it, which takes over a second of every job."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import tiny; from msd.networks import load_network\n"
+        "load_network(sys.argv[2]); tiny.adm_step()(0); sys.exit('torch._dynamo' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(saved)]
+    assert subprocess.run(command, timeout=100).returncode == 0
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ class ADMUNet(RawNetwork):
         self.map_layer0 = nn.Linear(model_channels, width)
         self.map_layer1 = nn.Linear(width, width)
         self.map_label = nn.Linear(label_dim, width, bias=False) if label_dim else None
-        if self.map_label is not None:
-            nn.init.normal_(self.map_label.weight)
+        if self.map_label is not None and not self.map_label.weight.is_meta:
+            nn.init.normal_(self.map_label.weight)  # on the meta device torch would import its compiler: a second
         self.map_augment = zero(nn.Linear(augment_dim, model_channels, bias=False)) if augment_dim else None
 
         def block(cin: int, cout: int, attention: bool = False, up: bool = False, down: bool = False) -> UNetBlock:

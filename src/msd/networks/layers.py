@@ -68,8 +68,9 @@ class Resample(nn.Module):
     def __init__(self, *, up: bool = False, down: bool = False, taps: Sequence[float] = BOX) -> None:
         super().__init__()
         self.up, self.down, self.box = up, down, tuple(taps) == BOX
-        f = torch.tensor(taps, dtype=torch.float32)
-        self.register_buffer("kernel", (f.outer(f) / f.sum().square())[None, None], persistent=False)
+        scale = sum(taps) ** -2  # in Python: on the meta device torch would import its compiler for it, a second
+        kernel = torch.tensor([[[[scale * a * b for b in taps] for a in taps]]], dtype=torch.float32)
+        self.register_buffer("kernel", kernel, persistent=False)
         self.padding = (len(taps) - 1) // 2
 
     def forward(self, x: Tensor, padding: int = 0) -> Tensor:
