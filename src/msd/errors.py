@@ -17,6 +17,7 @@ class MsdError(Exception):
     """
 
     exit_code = 1
+    repeats = False  # whether the same call would end in the same way again
 
     def __init__(self, what: str, *, where: str = "", why: str = "", todo: str = "") -> None:
         self.what, self.where, self.why, self.todo = what, where, why, todo
@@ -29,6 +30,7 @@ class ConfigError(MsdError):
     """The configuration cannot be used: unknown keys, wrong types, impossible values."""
 
     exit_code = 2
+    repeats = True
 
 
 class MissingFileError(MsdError):
@@ -47,12 +49,14 @@ class PartitionError(MsdError):
     """A partition does not cover the conditions exactly once, or cannot be built."""
 
     exit_code = 5
+    repeats = True
 
 
 class DataError(MsdError):
     """Images or labels are not of the shape, mode or range that is promised."""
 
     exit_code = 6
+    repeats = True
 
 
 class DownloadError(MsdError):
@@ -65,6 +69,7 @@ class DivergedError(MsdError):
     """Training produced non-finite numbers; the last good checkpoint is kept."""
 
     exit_code = 8
+    repeats = True
 
 
 class TrackingError(MsdError):
@@ -77,6 +82,7 @@ class UnsafeFileError(MsdError):
     """A file would have to be executed to be read; it was not."""
 
     exit_code = 10
+    repeats = True
 
 
 class LeaseLostError(MsdError):

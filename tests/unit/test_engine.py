@@ -94,7 +94,7 @@ def test_signal_saves_then_stops(number: signal.Signals, tmp_path: Path) -> None
     with pytest.raises(InterruptedRun) as stopped:
         train(Acting(dm_step(), 2, lambda: os.kill(os.getpid(), number)), tmp_path, schedule)
     assert stopped.value.exit_code == 75
-    assert number.name in stopped.value.what
+    assert stopped.value.why == number.name
     assert [e["nimg"] for e in events(tmp_path, "checkpoint")] == [3 * BATCH]  # the update at hand is finished
     assert events(tmp_path, "interrupted")[0]["signal"] == number.name
     assert signal.getsignal(number) == before

@@ -178,7 +178,8 @@ def test_signal_stops_after_the_shard_at_hand(undisturbed: Manifest, tmp_path: P
     with pytest.raises(InterruptedRun) as stopped:
         make(tmp_path, after(10, terminate))
     assert stopped.value.exit_code == 75
-    assert stopped.value.what == f"Stopped by SIGTERM; 10 of {PAIRS} pairs are drawn."
+    assert stopped.value.what == f"Stopped; 10 of {PAIRS} pairs are drawn."
+    assert stopped.value.why == "SIGTERM"
     assert drawn == STARTS[:2]
     assert signal.getsignal(signal.SIGTERM) == before
     assert not node(tmp_path).manifest.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -120,3 +121,15 @@ def test_imagenet_recipe_resolves_without_data_or_teacher(copy: WorkingCopy) -> 
     output = copy.run("all", "--dry-run", configfile="experiments/imagenet64.yaml", profile="slurm")
     found = jobs(output)
     assert (found["tsm"], found["dm"], found["adm"]) == (2, 14, 14)  # 1 + 4 + 1 + 4 + 4 students, two smaller networks
+
+
+def test_without_slurm_it_says_so(copy: WorkingCopy, tmp_path: Path) -> None:
+    for name in ("bash", "which", "git", "uname"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    environment = {**copy.environment(), "PATH": f"{COMMANDS}:{tmp_path}"}
+    command = copy.command("students", profile="slurm")
+    done = subprocess.run(command, cwd=copy.folder, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "ConfigError: SLURM is not on this machine" in done.stderr
+    assert "--profile local" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -10,5 +10,7 @@ rule adm:
     log:
         ROOT + "/logs/train-adm-{digest}.log",
     priority: images_ahead(ROOT + "/train/adm-{digest}/manifest.json")
+    resources:
+        gpu=1,
     shell:
-        "msd adm {output} {CONFIGURATION} 2>&1 | tee {log}"
+        "msd adm {output} --processes {resources.gpu} {CONFIGURATION} 2>&1 | keep {log}"

@@ -10,4 +10,4 @@ rule bundle:
     log:
         ROOT + "/logs/bundles-{variant}-{digest}.log",
     shell:
-        "msd bundle {wildcards.variant} $(dirname {output}) {CONFIGURATION} 2>&1 | tee {log}"
+        "msd bundle {wildcards.variant} $(dirname {output}) {CONFIGURATION} 2>&1 | keep {log}"

@@ -11,4 +11,4 @@ rule data:
         ROOT + "/logs/data-{source}-{digest}.log",
     priority: images_ahead(ROOT + "/data/{source}-{digest}/manifest.json")
     shell:
-        "msd data {output} {CONFIGURATION} 2>&1 | tee {log}"
+        "msd data {output} {CONFIGURATION} 2>&1 | keep {log}"

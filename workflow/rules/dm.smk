@@ -11,7 +11,7 @@ rule pairs:
         ROOT + "/logs/pairs-pairs-{digest}.log",
     priority: images_ahead(ROOT + "/pairs/pairs-{digest}/manifest.json")
     shell:
-        "msd pairs {output} {CONFIGURATION} 2>&1 | tee {log}"
+        "msd pairs {output} {CONFIGURATION} 2>&1 | keep {log}"
 
 
 rule dm:
@@ -23,5 +23,7 @@ rule dm:
     log:
         ROOT + "/logs/train-dm-{digest}.log",
     priority: images_ahead(ROOT + "/train/dm-{digest}/manifest.json")
+    resources:
+        gpu=1,
     shell:
-        "msd dm {output} {CONFIGURATION} 2>&1 | tee {log}"
+        "msd dm {output} --processes {resources.gpu} {CONFIGURATION} 2>&1 | keep {log}"

@@ -10,7 +10,7 @@ rule evaluate:
     log:
         ROOT + "/logs/evaluation-{variant}-{digest}.log",
     shell:
-        "msd evaluate {output} {CONFIGURATION} 2>&1 | tee {log}"
+        "msd evaluate {output} {CONFIGURATION} 2>&1 | keep {log}"
 
 
 rule floor:
@@ -22,7 +22,7 @@ rule floor:
     log:
         ROOT + "/logs/evaluation-real-data-{digest}.log",
     shell:
-        "msd floor {output} {CONFIGURATION} 2>&1 | tee {log}"
+        "msd floor {output} {CONFIGURATION} 2>&1 | keep {log}"
 
 
 rule latency:
@@ -34,7 +34,7 @@ rule latency:
     log:
         ROOT + "/logs/evaluation-latency-{digest}.log",
     shell:
-        "msd latency {output} {CONFIGURATION} 2>&1 | tee {log}"
+        "msd latency {output} {CONFIGURATION} 2>&1 | keep {log}"
 
 
 # "real-data" and "latency" are not names of variants

@@ -1,4 +1,9 @@
-"""Teacher and classifiers: file, URL, hub or training half → verified weights."""
+"""Teacher and classifiers: file, URL, hub or training half → verified weights. What is only fetched needs no job."""
+
+
+def trained(node):
+    """Whether a network is trained here, which needs a GPU."""
+    return node.settings["source"] == "train"
 
 
 rule teacher:
@@ -10,8 +15,11 @@ rule teacher:
     log:
         ROOT + "/logs/networks-teacher-{digest}.log",
     priority: images_ahead(ROOT + "/networks/teacher-{digest}/manifest.json")
+    localrule: not trained(PLAN.teacher)
+    resources:
+        gpu=1,
     shell:
-        "msd teacher {output} {CONFIGURATION} 2>&1 | tee {log}"
+        "msd teacher {output} --processes {resources.gpu} {CONFIGURATION} 2>&1 | keep {log}"
 
 
 rule classifier:
@@ -25,5 +33,8 @@ rule classifier:
     wildcard_constraints:
         role="features|judge",
     priority: images_ahead(ROOT + "/networks/{role}-{digest}/manifest.json")
+    localrule: not (trained(PLAN.features) or trained(PLAN.judge))
+    resources:
+        gpu=1,
     shell:
-        "msd classifier {output} {CONFIGURATION} 2>&1 | tee {log}"
+        "msd classifier {output} --processes {resources.gpu} {CONFIGURATION} 2>&1 | keep {log}"

@@ -11,4 +11,4 @@ rule partition:
         ROOT + "/logs/partition-{kind}-{digest}.log",
     priority: images_ahead(ROOT + "/partition/{kind}-{digest}/manifest.json")
     shell:
-        "msd partition {output} {CONFIGURATION} 2>&1 | tee {log}"
+        "msd partition {output} {CONFIGURATION} 2>&1 | keep {log}"

@@ -10,4 +10,4 @@ rule report:
     log:
         ROOT + "/logs/report.log",
     shell:
-        "msd report {CONFIGURATION} 2>&1 | tee {log}"
+        "msd report {CONFIGURATION} 2>&1 | keep {log}"

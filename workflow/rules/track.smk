@@ -10,4 +10,4 @@ rule track:
     log:
         ROOT + "/logs/track.log",
     shell:
-        "msd track {CONFIGURATION} 2>&1 | tee {log}"
+        "msd track {CONFIGURATION} 2>&1 | keep {log}"

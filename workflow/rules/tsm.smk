@@ -10,5 +10,7 @@ rule tsm:
     log:
         ROOT + "/logs/train-tsm-{digest}.log",
     priority: images_ahead(ROOT + "/train/tsm-{digest}/manifest.json")
+    resources:
+        gpu=1,
     shell:
-        "msd tsm {output} {CONFIGURATION} 2>&1 | tee {log}"
+        "msd tsm {output} --processes {resources.gpu} {CONFIGURATION} 2>&1 | keep {log}"

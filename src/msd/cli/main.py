@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from msd import __version__
-from msd.cli import data, network, plan, products, stages, teacher
+from msd.cli import data, network, plan, products, stages, status, teacher
 from msd.cli.actions import CommandParser
 from msd.errors import MsdError
 
@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     teacher.register(commands.choices["teacher"])
     network.register(commands)
     plan.register(commands)
+    status.register(commands)
     products.register(commands)
     return parser
 

@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from msd.cli.in_job import run_stage
 from msd.cli.options import add_configuration, add_target, plan_of, target_of
+from msd.cli.processes import add_processes, spread_over
 from msd.cli.progress import ProgressDisplay
 from msd.config import Compute, Data
 from msd.plan import Node, Plan
@@ -137,6 +139,7 @@ def register(commands: Any) -> None:
                 metavar="N",
                 help="save and end with 75 after N thousand images; the same command goes on",
             )
+            add_processes(parser)
         if kind == "data":
             parser.add_argument("--list", action="store_true", help="list the known sources and end")
         add_configuration(parser)
@@ -154,7 +157,8 @@ def _runner(kind: str, stage: Stage) -> Callable[[argparse.Namespace], None]:
             arguments.config.append(f"compute.max_kimg_this_run={arguments.max_kimg_this_run}")
         plan = plan_of(arguments)
         node = target_of(arguments, plan, kind)
-        manifest = stage(node, plan)
+        spread_over(arguments)
+        manifest = run_stage(node, plan.experiment.compute.spare_seconds, lambda: stage(node, plan))
         print(f"{node.label}: {manifest.path}", flush=True)
 
     return run

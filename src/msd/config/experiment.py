@@ -119,6 +119,9 @@ class Compute(Section):
     max_kimg_this_run: PositiveFloat | None = Field(
         None, description="a training job saves and ends with 75 after so many thousand images; run it again to go on"
     )
+    spare_seconds: PositiveInt = Field(
+        180, description="a SLURM job saves so long before its walltime is over, and asks to be started again"
+    )
 
 
 class Experiment(Section):

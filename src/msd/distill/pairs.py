@@ -37,7 +37,8 @@ def make_pairs(node: Node, compute: Compute, progress: Progress) -> store.Manife
     settings, teacher = node.settings, store.Manifest.read(node.inputs["teacher"].manifest)
     _, folder = state_folder(node, {**settings, "teacher": teacher.sha256("weights")})
     path = node.manifest.parent / "pairs.safetensors"
-    with Lease(folder, on_wait=lambda: print(f"{node.label}: another job draws them; waiting", flush=True)) as lease:
+    waiting = f"{node.label}: another job draws them; waiting"
+    with Lease(folder, on_wait=lambda: print(waiting, flush=True), work=str(node.manifest)) as lease:
         _draw_missing(settings, teacher.file("weights"), folder, compute, lease.check, progress)
         shards = [load_file(_shard(folder, first)) for first in range(0, settings["pairs"], SHARD)]
         tensors = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
@@ -77,10 +78,11 @@ def _draw_missing(
             store.write_with(path, partial(save_file, shard), guard)
             store.write_json(path.with_suffix(".json"), store.file_record(path, folder))
             progress(first + n, count, {})
-            if stop.requested and first != missing[-1]:
+            if (reason := stop.requested) and first != missing[-1]:
                 raise InterruptedRun(
-                    f"Stopped by {stop.requested}; {first + n} of {count} pairs are drawn.",
+                    f"Stopped; {first + n} of {count} pairs are drawn.",
                     where=str(folder),
+                    why=reason,
                     todo="Run the same command again: it goes on from here.",
                 )
 

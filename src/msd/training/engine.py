@@ -22,7 +22,7 @@ from msd.training import checkpoint, journal
 from msd.training.journal import Journal
 from msd.training.ledger import counted_flops
 from msd.training.sentinels import Sentinels
-from msd.training.signals import StopRequest
+from msd.training.signals import ENOUGH, StopRequest
 from msd.training.step import Step
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -117,8 +117,9 @@ def train(step: Step, folder: Path, schedule: Schedule, hooks: Hooks | None = No
             if reason and not done:
                 run.journal.write("interrupted", nimg=run.nimg, signal=reason)
                 raise InterruptedRun(
-                    f"Stopped by {reason}; saved.",
+                    "Stopped and saved.",
                     where=str(folder),
+                    why=reason,
                     todo="Run the same command again: it goes on from here.",
                 )
     seconds = run.seconds  # the picture is no training
@@ -219,10 +220,11 @@ class _Run:
 
     def reason_to_stop(self, stop: StopRequest) -> str | None:
         """The signal that came to any of the processes, or the limit of this run."""
-        if ranks.any_of(stop.requested is not None):
-            return stop.requested or "a signal to another process"
+        requested = stop.requested
+        if ranks.any_of(requested is not None):
+            return requested or "a signal to another process"
         limit = self.schedule.images_this_run
-        return "the limit of this run" if limit and self.nimg - self._first >= limit else None
+        return ENOUGH if limit and self.nimg - self._first >= limit else None
 
     def save(self) -> None:
         """Write a checkpoint, of finite weights only."""

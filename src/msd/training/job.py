@@ -102,7 +102,7 @@ def run_job(job: Job, compute: Compute, progress: Progress) -> store.Manifest:
     torch.set_num_threads(compute.threads)
     ranks.join(resolve_device(compute.device))
     identity, folder = state_folder(job.node, job.identity)
-    with _held(folder, job.node.label) as guard:
+    with _held(folder, job.node) as guard:
         finished = ranks.from_first(_read_finished(folder) if ranks.is_first() else None)
         if finished is None:
             step, outcome = _train(job, compute, folder, Hooks(progress, guard, job.export))
@@ -117,12 +117,13 @@ def run_job(job: Job, compute: Compute, progress: Progress) -> store.Manifest:
 
 
 @contextlib.contextmanager
-def _held(folder: Path, label: str) -> Iterator[Callable[[], None]]:
+def _held(folder: Path, node: Node) -> Iterator[Callable[[], None]]:
     """Hold the folder for all processes that train together; gives what is to be called before a rename."""
     if not ranks.is_first():
         yield lambda: None
         return
-    with Lease(folder, on_wait=lambda: print(f"{label}: another job trains it; waiting", flush=True)) as lease:
+    waiting = f"{node.label}: another job trains it; waiting"
+    with Lease(folder, on_wait=lambda: print(waiting, flush=True), work=str(node.manifest)) as lease:
         yield lease.check
 
 

@@ -36,10 +36,13 @@ class Lease:
         folder: made if need be.
         on_wait: told once if another process holds the folder.
         silence: see ``SILENCE``.
+        work: what the holder makes, for those who look.
     """
 
-    def __init__(self, folder: Path, on_wait: Callable[[], None] = lambda: None, silence: float = SILENCE) -> None:
-        self.folder, self.on_wait, self.silence = Path(folder), on_wait, silence
+    def __init__(
+        self, folder: Path, on_wait: Callable[[], None] = lambda: None, silence: float = SILENCE, work: str = ""
+    ) -> None:
+        self.folder, self.on_wait, self.silence, self.work = Path(folder), on_wait, silence, work
         self.number = 0
         self._stop = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True)
@@ -89,7 +92,10 @@ class Lease:
             self.check()  # who took the folder over has removed the files that this one was writing
         if _newest(self.folder) == self.number:
             with contextlib.suppress(OSError):  # a full disk; the process ends anyway
-                store.write_json(_path(self.folder, self.number), {**_myself(), "released": True})
+                store.write_json(_path(self.folder, self.number), {**self._record(), "released": True})
+
+    def _record(self) -> dict[str, Any]:
+        return {**_myself(), "work": self.work}
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
@@ -100,7 +106,7 @@ class Lease:
         """Create the lease of this number; whether this process has it."""
         try:
             with open(_path(self.folder, number), "x", encoding="utf-8") as f:
-                json.dump(_myself(), f)
+                json.dump(self._record(), f)
         except FileExistsError:
             return False
         if _newest(self.folder) != number:  # numbers below the newest may have been tidied away before
@@ -124,14 +130,23 @@ class Lease:
         me = _myself()
         if me["slurm_job"] is not None and me["slurm_job"] == holder["slurm_job"] and me["start"] > holder["start"]:
             return True
-        if holder["machine"] == me["machine"]:
-            return not _alive(holder["process"])
-        return silent_for > self.silence
+        return is_gone(holder, silent_for, self.silence)
+
+
+def is_gone(holder: dict[str, Any], silent_for: float, silence: float = SILENCE) -> bool:
+    """Whether a holder that has not given its lease back is dead, or counts as dead after ``silent_for`` seconds."""
+    if holder["machine"] == _machine():
+        return not _alive(holder["process"])
+    return silent_for > silence
+
+
+def _machine() -> list[str]:
+    return [socket.gethostname(), _boot(), _process_numbers()]
 
 
 def _myself() -> dict[str, Any]:
     return {
-        "machine": [socket.gethostname(), _boot(), _process_numbers()],
+        "machine": _machine(),
         "process": [os.getpid(), _started(os.getpid())],
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "start": [int(os.environ.get(name) or 0) for name in ("SLURM_JOB_START_TIME", "SLURM_RESTART_COUNT")],
@@ -167,6 +182,15 @@ def _alive(process: list[int]) -> bool:
     pid, started = process
     found = _started(pid)
     return found is not None and found == started
+
+
+def newest(folder: Path) -> tuple[dict[str, Any], float] | None:
+    """The record of who holds, or last held, a folder, and unix seconds of the last sign of life. None: nobody did."""
+    path = _path(folder, _newest(folder))
+    try:
+        return json.loads(path.read_text()), path.stat().st_mtime
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _newest(folder: Path) -> int:
