@@ -58,7 +58,7 @@ GresTypes=gpu
 ReturnToService=2
 SlurmctldTimeout=10
 SlurmdTimeout=10
-KillWait=30
+KillWait=10
 MinJobAge=300
 PriorityType=priority/basic
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 RealMemory=100000 Gres=gpu:fake:2

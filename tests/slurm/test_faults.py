@@ -19,7 +19,7 @@ from cluster_copy import CopyOnCluster
 from msd.training import journal, lease
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
-UPDATES = 240
+UPDATES = 120
 BATCH = 16
 LONG = {
     "recipe": {"dm": {"images": UPDATES * BATCH, "batch_size": BATCH, "regression": None}},
