@@ -30,8 +30,8 @@ dag: set-up  ## print the graph of the rules, as Mermaid text
 pull: set-up  ## fetch, check and register the results that dvc.lock names (docs/dvc.md)
 	$(IN_VENV) dvc pull
 	$(IN_VENV) msd report --check
-	$(IN_VENV) snakemake all --profile local --touch
 	$(IN_VENV) msd track
+	$(IN_VENV) snakemake all --profile local --touch --quiet all
 
 ##@ Check
 .PHONY: test

@@ -101,6 +101,17 @@ def test_a_damaged_object_in_a_remote_is_refused(recorded: Repository, tmp_path:
     assert not (receiver.results() / "tracking.json").exists()
 
 
+def test_a_verified_remote_refuses_a_damaged_object_by_itself(recorded: Repository, tmp_path: Path) -> None:
+    sender = recorded.copy(tmp_path / "sender")
+    use_folder(sender, tmp_path / "shelf")
+    sender.run("dvc", "push")
+    flip(largest(tmp_path / "shelf"))
+    receiver = sender.clone(tmp_path / "receiver")
+    use_folder(receiver, tmp_path / "shelf")
+    receiver.run("dvc", "remote", "modify", "--local", "shelf", "verify", "true")
+    assert "Checkout failed" in receiver.run("dvc", "pull", fails=True)
+
+
 def test_a_damaged_object_in_the_cache_is_refused(recorded: Repository, tmp_path: Path) -> None:
     repository = recorded.copy(tmp_path / "copy")
     use_folder(repository, tmp_path / "shelf")
@@ -117,7 +128,7 @@ def test_a_remote_out_of_reach_is_one_error_and_loses_nothing(recorded: Reposito
         use_s3(repository, f"http://127.0.0.1:{s.getsockname()[1]}")
         before = kept(repository)
         message = repository.run("dvc", "push", fails=True)
-        repository.pull(fails=True)
+        assert "failed to pull data from the cloud" in repository.pull(fails=True)
     errors = [line for line in message.splitlines() if line.startswith("ERROR")]
     assert len(errors) == 1, message
     assert "endpoint" in errors[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msd.plan import Plan
 from msd.report.read import check_inputs
-from msd.store import Manifest
+from msd.store import Manifest, verify_sha256
 
 
 def check(plan: Plan) -> int:
@@ -23,6 +23,6 @@ def check(plan: Plan) -> int:
         for name in manifest.body["files"]:
             file = manifest.file(name, verify=False)
             if file.exists() or plan.root / "state" not in file.parents:
-                manifest.file(name)
+                verify_sha256(file, manifest.sha256(name))
                 checked += 1
     return checked
