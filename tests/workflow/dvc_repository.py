@@ -81,6 +81,8 @@ class Repository:
             **kept,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "GIT_CONFIG_GLOBAL": os.devnull,
+            # DVC remembers what remotes hold by the repository's path, which a later run of the tests may use again
+            "DVC_SITE_CACHE_DIR": str(self.folder / ".dvc/tmp/site"),
             **{f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
             **self.environment,
         }
