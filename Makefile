@@ -26,6 +26,13 @@ plan: set-up  ## list what `make all` would run
 dag: set-up  ## print the graph of the rules, as Mermaid text
 	@$(IN_VENV) snakemake all --profile local --rulegraph mermaid-js $(OVERLAY)
 
+.PHONY: pull
+pull: set-up  ## fetch, check and register the results that dvc.lock names (docs/dvc.md)
+	$(IN_VENV) dvc pull
+	$(IN_VENV) msd report --check
+	$(IN_VENV) msd track
+	$(IN_VENV) snakemake all --profile local --touch --quiet all
+
 ##@ Check
 .PHONY: test
 test: set-up  ## run the fast tests (TESTS=tests/unit: some of them; MARKS=slow: another selection)

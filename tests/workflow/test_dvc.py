@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import configparser
-import json
-import os
 import re
-import shutil
-import subprocess
-import sys
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from dvc_repository import ROOT, Repository
 
-from msd.config import load
+from msd.config import Experiment, load
+from msd.plan import Plan
+from msd.store import digest
 
-ROOT = Path(__file__).resolve().parents[2]
-TREE = ("Snakefile", "workflow", "local", "slurm", "resources", "src", "dvc.yaml", ".dvcignore", ".gitignore")
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
@@ -64,95 +62,105 @@ def test_cached_files_stay_replaceable() -> None:
     assert config["core"]["analytics"] == "false"
 
 
-def run(folder: Path, *command: str) -> str:
-    """A command of this environment in ``folder``; its output."""
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "DVC_NO_ANALYTICS": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        **{f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+CHANGES: Mapping[str, set[str]] = {
+    "seed=1": {"networks", "students", "evaluations"},
+    "data.evaluation_share=0.4": {"data"},
+    "teacher.sha256=null": {"networks"},
+    "evaluation.judge.sha256=null": {"networks", "evaluations"},
+    "networks.small.model_channels=16": {"students"},
+    "recipe.tsm.images=32": {"students"},
+    "recipe.dm.images=8192": {"students"},
+    "recipe.dm.regression.pairs=32": {"students"},
+    "recipe.adm.images=2560": {"students"},
+    "evaluation.sampler.num_steps=4": {"bundles", "evaluations"},
+    "evaluation.images=100": {"evaluations"},
+    "evaluation.latency_repeats=3": {"evaluations"},
+    "variants={late: {students: 2}}": {"students", "bundles", "evaluations", "report"},
+    "compute.threads=2": set(),
+}
+
+
+def settings_by_stage(experiment: Experiment) -> dict[str, Counter[str]]:
+    """Stage of dvc.yaml → digests of the settings of the nodes whose results it keeps."""
+    groups = {Path(path).name: stage for stage in STAGES for path in outs(STAGES[stage])}
+    found: dict[str, Counter[str]] = {stage: Counter() for stage in STAGES}
+    for node in Plan(experiment):
+        found[groups[node.group]][digest([node.name, node.settings])] += 1
+    return found
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_parameter_concerns_the_stages_that_name_it(change: str) -> None:
+    """By dvc.yaml; and no result changes its settings unseen by the stage that makes it."""
+    key = change.split("=")[0]
+    named = {
+        stage
+        for stage in STAGES
+        if any(key == p or key.startswith(f"{p}.") or p.startswith(f"{key}.") for p in STAGES[stage].get("params", []))
     }
-    environment.pop("SNAKEMAKE_PROFILE", None)
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
-
-
-def commit(repo: Path, message: str) -> None:
-    run(repo, "git", "add", "--all")
-    run(repo, "git", "commit", "--quiet", "--message", message)
-
-
-def trained(repo: Path) -> dict[Path, str]:
-    """The journals of all training, which any further training would lengthen or add to."""
-    return {path: path.read_text() for path in repo.glob("results/*/state/*/events.jsonl")}
-
-
-def jobs(repo: Path) -> set[str]:
-    """The rules that a run would execute."""
-    table = run(repo, "snakemake", "--profile", "local", "all", "--dry-run", "--quiet", "rules")
-    return set(re.findall(r"^(\w+) +\d+$", table, re.MULTILINE)) - {"total"}
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Path, str]]:
-    """A repository with a miniature run, made by Snakemake and then recorded by DVC, and the journals in between."""
-    repo = tmp_path_factory.mktemp("dvc") / "repository"
-    repo.mkdir()
-    for name in TREE:
-        source, target = ROOT / name, repo / name
-        if source.is_dir() and not source.is_symlink():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-        else:
-            shutil.copy(source, target, follow_symlinks=False)
-    (repo / ".dvc").mkdir()
-    for name in ("config", ".gitignore"):
-        shutil.copy(ROOT / ".dvc" / name, repo / ".dvc")
-    miniature = load(ROOT / "params.yaml", [ROOT / "experiments/micro.yaml"])
-    (repo / "params.yaml").write_text(yaml.safe_dump(miniature.model_dump(mode="json"), sort_keys=False))
-    run(repo, "git", "init", "--quiet")
-    commit(repo, "settings")
-    run(repo, "snakemake", "--profile", "local", "all")
-    before = trained(repo)
-    run(repo, "dvc", "repro")
-    return repo, before
+    assert named == CHANGES[change]
+    before = settings_by_stage(load(ROOT / "params.yaml"))
+    after = settings_by_stage(load(ROOT / "params.yaml", overrides=[change]))
+    assert {stage for stage in STAGES if before[stage] != after[stage]} <= named
 
 
 @pytest.mark.slow
-def test_recording_a_finished_run_trains_nothing(recorded: tuple[Path, dict[Path, str]]) -> None:
-    repo, before = recorded
-    assert before
-    assert trained(repo) == before
-    assert json.loads(run(repo, "dvc", "status", "--json")) == {}
-    assert jobs(repo) == set()
-    assert run(repo, "git", "status", "--porcelain").split() in (["??", "dvc.lock"], [])
-    assert "/state" not in (repo / "dvc.lock").read_text()
+def test_after_snakemake_and_commit_there_is_nothing_to_do(recorded: Repository) -> None:
+    assert recorded.trained()
+    assert recorded.changed() == set()
+    assert recorded.jobs() == set()
+    assert recorded.run("git", "status", "--porcelain") == ""
+    assert "/state" not in (recorded.folder / "dvc.lock").read_text()
 
 
 @pytest.mark.slow
-def test_a_change_of_code_trains_nothing(recorded: tuple[Path, dict[Path, str]]) -> None:
-    repo, before = recorded
-    with open(repo / "src/msd/errors.py", "a", encoding="utf-8") as f:
+def test_weights_are_kept_once_as_bundles_and_training_state_never(recorded: Repository) -> None:
+    """Of the students; the teacher's row is a bundle too, and its network a result of its own."""
+    kept = recorded.run("dvc", "ls", "--recursive", "--dvc-only", ".").split()
+    weights = [Path(path) for path in kept if path.endswith(".safetensors") and "student" in path]
+    assert sorted(path.name for path in weights) == ["student-0.safetensors", "student-1.safetensors"]
+    assert all("bundles" in path.parts for path in weights)
+    assert not [path for path in kept if "/state/" in path or "/logs/" in path]
+    assert len(kept) < 100
+
+
+@pytest.mark.slow
+def test_a_change_of_code_trains_nothing(recorded: Repository, tmp_path: Path) -> None:
+    repository = recorded.copy(tmp_path / "copy")
+    with open(repository.folder / "src/msd/errors.py", "a", encoding="utf-8") as f:
         f.write("# a comment\n")
-    assert "students" in json.loads(run(repo, "dvc", "status", "--json"))
-    run(repo, "dvc", "repro")
-    assert trained(repo) == before
-    assert json.loads(run(repo, "dvc", "status", "--json")) == {}
+    assert "students" in repository.changed()
+    repository.run("dvc", "repro")
+    assert repository.trained() == recorded.trained()
+    assert repository.changed() == set()
+    assert repository.jobs() == set()
 
 
 @pytest.mark.slow
-def test_a_pulled_copy_needs_no_training(recorded: tuple[Path, dict[Path, str]], tmp_path: Path) -> None:
-    """Pulled files are all of about the same age, so Snakemake has to be told once that they are up to date."""
-    repo, _ = recorded
-    run(repo, "dvc", "remote", "add", "--force", "--default", "shelf", str(tmp_path / "shelf"))
-    commit(repo, "recorded")
-    run(repo, "dvc", "push")
-    copy = tmp_path / "copy"
-    run(tmp_path, "git", "clone", "--quiet", str(repo), str(copy))
-    run(copy, "dvc", "pull")
-    run(copy, "snakemake", "--profile", "local", "--touch", "all")
-    assert jobs(copy) == {"track", "all"}, "the runs are not in this copy's mlflow.db"
-    assert json.loads(run(copy, "dvc", "status", "--json")) == {}
-    run(copy, "snakemake", "--profile", "local", "all")
-    assert not (copy / "results/micro/state").exists(), "nothing was trained"
+def test_an_experiment_trains_what_it_changes_and_can_be_compared(recorded: Repository, tmp_path: Path) -> None:
+    repository = recorded.copy(tmp_path / "copy")
+    before = repository.trained()
+    repository.run("dvc", "exp", "run", "--name", "longer", "--set-param", "recipe.dm.images=96")
+    after = repository.trained()
+    assert before.items() < after.items()
+    assert len(after) == len(before) + 2, "two students, and nobody else"
+    compared = repository.run("dvc", "metrics", "diff", "--md")
+    assert "pair.fd_digits" in compared
+    listed = repository.run("dvc", "exp", "show", "--csv")
+    assert "longer" in listed
+    assert "recipe.dm.images" in listed
+    repository.run("git", "checkout", "--quiet", "params.yaml", "dvc.lock")
+    repository.run("dvc", "repro")
+    assert repository.trained() == after, "the parameter set back: the students are found again"
+    assert (repository.results() / "metrics.json").read_text() == (recorded.results() / "metrics.json").read_text()
+
+
+@pytest.mark.slow
+def test_the_page_of_plots_needs_no_network(recorded: Repository, tmp_path: Path) -> None:
+    repository = recorded.copy(tmp_path / "copy")
+    repository.run("dvc", "plots", "show")
+    page = (repository.folder / "dvc_plots/index.html").read_text()
+    assert "<script" not in page
+    pictures = re.findall(r'<img[^>]* src="([^"]+)"', page)
+    assert len(pictures) == len(list((repository.results() / "figures").glob("*.png"))) > 0
+    assert [src for src in pictures if not (repository.folder / "dvc_plots" / src).is_file()] == []

@@ -74,6 +74,11 @@ def report(arguments: argparse.Namespace) -> None:
 
         print(show(plan))
         return
+    if arguments.check:
+        from msd.report.check import check
+
+        print(f"{check(plan)} files are what their manifests say")
+        return
     if arguments.readme:
         from msd.report.readme import update_readme
 
@@ -146,6 +151,7 @@ def register(commands: Any) -> None:
         "report", report, "write the ablation table, the figures and report.html", ["msd report", "msd report --show"]
     )
     p.add_argument("--show", action="store_true", help="print the table that is there")
+    p.add_argument("--check", action="store_true", help="compare the files it was made from with their sha256")
     p.add_argument("--readme", action="store_true", help="renew README.md's table and picture from the report")
     add_configuration(p)
 
