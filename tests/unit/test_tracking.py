@@ -21,7 +21,7 @@ from msd.training import journal
 # dm and adm of `single`; the shared tsm and two dm of `two-small`
 CHILDREN = {"teacher": 0, "single": 2, "two-small": 3}
 RUNS = len(CHILDREN) + sum(CHILDREN.values())
-DM = "single dm student-0"
+DM, TSM = "single dm student-0", "two-small tsm student-0,1"
 
 
 @pytest.fixture
@@ -120,6 +120,16 @@ def test_curves_hold_each_point_of_the_journal_once(plan: Plan, client: Any) -> 
         assert sorted(curves[name]) == list(points.items())
     assert len(curves["dm_loss"]) == len(expected) - 1, "a null is no point"
     assert curves["system/images_per_second"] == [(nimg, 90.0) for nimg in expected]
+
+
+def test_variants_have_the_mean_curve_of_their_students(plan: Plan, client: Any) -> None:
+    track(plan)
+    found = histories(client)
+    each = [dict(found[f"two-small dm student-{k}", "dm_loss"]) for k in (0, 1)]
+    expected = [(nimg, (each[0][nimg] + each[1][nimg]) / 2) for nimg in sorted(each[0])]
+    assert found["two-small", "dm/dm_loss"] == [(nimg, pytest.approx(value)) for nimg, value in expected]
+    assert len(expected) > 50
+    assert [nimg for nimg, _ in found["two-small", "tsm/loss"]] == [n for n, _ in found[TSM, "loss"]]
 
 
 def test_the_state_of_dvc_is_named_where_it_records_the_experiment(plan: Plan, client: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def variant_row(key: str, plan: Plan, variant: VariantPlan, evaluation: Manifest
             **_dvc(plan),
             **origin(evaluation),
         },
+        curves=_means(stages) if evaluation else {},
         artifacts=_settings(plan, variant)
         | (_report(plan, variant) | {"weights.json": weights(bundle)} if bundle else {}),
         bundle=bundle.path.parent if bundle else None,
@@ -54,6 +56,25 @@ def _status(stages: set[str]) -> str:
     if RUNNING in stages:
         return RUNNING
     return next((status for status in (FAILED, KILLED) if status in stages), RUNNING)
+
+
+def _means(stages: list[Row]) -> dict[int, dict[str, float | None]]:
+    """Images seen by a student → the mean over the students of each stage, where all were measured.
+
+    Runs of variants are compared side by side in a tracker, their stages are not.
+    """
+    kinds: dict[str, list[Row]] = {}
+    for row in stages:
+        kinds.setdefault(row.params["stage"], []).append(row)
+    means: dict[int, dict[str, float | None]] = {}
+    for kind, rows in kinds.items():
+        for nimg in sorted(set.intersection(*(set(row.curves) for row in rows))):
+            for name in rows[0].curves[nimg].keys() - {"nimg"}:
+                values = [row.curves[nimg].get(name) for row in rows]
+                known = [value for value in values if value is not None]
+                if len(known) == len(rows) and not name.startswith("system/"):
+                    means.setdefault(nimg, {})[f"{kind}/{name}"] = statistics.fmean(known)
+    return dict(sorted(means.items()))
 
 
 def _digest(bundle: Manifest) -> str:

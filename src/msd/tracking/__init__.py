@@ -13,6 +13,6 @@ import os
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its default waits for minutes before it gives up
 
-from msd.tracking.track import follow, track
+from msd.tracking.look import follow, track
 
 __all__ = ["follow", "track"]
