@@ -50,6 +50,10 @@ lint: set-up  ## run ruff, snakefmt, mypy and the import contracts: all of them,
 	check lint-imports --no-logo
 	[ -z "$$failed" ] || { echo "lint failed:$$failed" >&2; exit 1; }
 
+.PHONY: screenshot
+screenshot: set-up  ## renew docs/images/mlflow.png: two variants' curves in MLflow (needs Chromium and its driver)
+	SCREENSHOT="$(CURDIR)/docs/images/mlflow.png" $(IN_VENV) python -m pytest -q -m browser -k one_chart tests/workflow/test_browser.py
+
 .PHONY: format
 format: set-up  ## let ruff and snakefmt rewrite the files
 	$(IN_VENV) ruff check --fix-only

@@ -182,7 +182,8 @@ def _training(node: Node, classes: int) -> None:
         }
         if nimg == 256:
             metrics[next(iter(metrics))] = None
-        fields = {"nimg": nimg, "seconds": nimg / 90, "metrics": metrics}
+        speed = {"images_per_second": 90.0, "data_wait_seconds": 0.0, "memory_bytes": 7e8}
+        fields = {"nimg": nimg, "seconds": nimg / 90, "metrics": metrics, "speed": speed}
         lines.append({"event": "progress", "attempt": "a", "time": nimg / 90, **fields})
     lines.append({"event": "finish", "attempt": "a", "time": images / 90, "nimg": images})
     files = {"journal": _text_file(node, "events.jsonl", "".join(json.dumps(line) + "\n" for line in lines))}
@@ -195,6 +196,12 @@ def _training(node: Node, classes: int) -> None:
 
 
 def _bundle(variant: VariantPlan, classes: int) -> None:
+    role = "weights" if variant.partition is None else "student"
+    networks = {name: n for name, n in variant.bundle.inputs.items() if name != "partition"}
+    files = {
+        name: _text_file(variant.bundle, f"{name}.safetensors", Manifest.read(n.manifest).file(role).read_text())
+        for name, n in networks.items()
+    }
     if variant.partition is None:
         results = {"students": 1, "nfe": 35, "parameters_per_student": PARAMETERS["teacher"]}
         results |= {"images_per_student": 172_800, "images_total": 172_800, "training_seconds": 431.7}
@@ -206,7 +213,7 @@ def _bundle(variant: VariantPlan, classes: int) -> None:
         results["images_total"] = sum(r["nimg"] for r in once.values())
         results["training_seconds"] = round(sum(r["seconds"] for r in once.values()), 1)
         results["parts"] = Manifest.read(variant.partition.manifest).results["parts"]
-    _write(variant.bundle, results)
+    _write(variant.bundle, results, files)
 
 
 def _evaluation(plan: Plan, variant: VariantPlan, classes: int) -> None:

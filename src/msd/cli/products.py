@@ -90,10 +90,17 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def track(arguments: argparse.Namespace) -> None:
-    from msd.tracking import track
+    from msd.tracking import follow, track
 
-    manifest: Manifest = track(plan_of(arguments), arguments.uri)
-    print(manifest.path)
+    def tell(line: str) -> None:
+        print(line, flush=True)
+
+    plan = plan_of(arguments)
+    if arguments.follow is None:
+        manifest: Manifest | None = track(plan, arguments.uri, tell)
+    else:
+        manifest = follow(plan, arguments.uri, arguments.follow, tell)
+    print(manifest.path if manifest else "not finished yet; --follow stays with it, or give the same command again")
 
 
 def register(commands: Any) -> None:
@@ -158,8 +165,16 @@ def register(commands: Any) -> None:
     p = add(
         "track",
         track,
-        "project the journals and manifests into MLflow",
-        ["msd track", "msd track --uri sqlite:///x.db"],
+        "project the journals and manifests into MLflow, finished or not",
+        ["msd track", "msd track --follow", "msd track --uri http://127.0.0.1:5000"],
+    )
+    p.add_argument(
+        "--follow",
+        type=positive,
+        nargs="?",
+        const=10,
+        metavar="SECONDS",
+        help="stay, and look again every so many seconds (10) until the experiment is finished",
     )
     p.add_argument("--uri", help="MLflow tracking URI (default: sqlite, ./mlflow.db)")
     add_configuration(p)
