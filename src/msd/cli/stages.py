@@ -158,7 +158,9 @@ def _runner(kind: str, stage: Stage) -> Callable[[argparse.Namespace], None]:
         plan = plan_of(arguments)
         node = target_of(arguments, plan, kind)
         spread_over(arguments)
-        manifest = run_stage(node, plan.experiment.compute.spare_seconds, lambda: stage(node, plan))
+        spare_seconds = plan.experiment.compute.spare_seconds
+        trained = kind in (*TRAINED, "pairs")
+        manifest = run_stage(node, spare_seconds, lambda: stage(node, plan)) if trained else stage(node, plan)
         print(f"{node.label}: {manifest.path}", flush=True)
 
     return run

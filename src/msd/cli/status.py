@@ -22,7 +22,7 @@ def register(commands: Any) -> None:
         "status",
         help="how far every student is, where it runs, what it failed of",
         description="One line for every piece of training of the experiment.",
-        epilog=LEGEND,
+        epilog=f"{LEGEND}\nexamples:\n  msd status\n  msd status --configfile experiments/smoke.yaml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_configuration(parser)

@@ -152,6 +152,7 @@ class _Run:
             images=schedule.images,
             threads=torch.get_num_threads(),
             processes=ranks.world(),
+            device=str(step.draws.device),
             slurm_job_id=os.environ.get("SLURM_JOB_ID"),
         )
 
