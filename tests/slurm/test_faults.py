@@ -161,11 +161,13 @@ def test_split_brain(begin: Callable[..., Campaign], cluster: Cluster, undisturb
     ((folder, holder),) = campaign.wait_for_progress().items()
     node = node_of(cluster, holder["slurm_job"])
     cluster.kill(node)
+    cluster("scontrol", "update", f"nodename={node}", "state=down", "reason=test")  # as it will see by itself soon
     try:
         until(lambda: lease.newest(folder)[0]["process"] != holder["process"], lambda: cluster("squeue"))  # type: ignore[index]
         until(lambda: not Path(f"/proc/{holder['process'][0]}").exists(), lambda: "the first process lives on")
     finally:
         cluster.start(node)
+        cluster("scontrol", "update", f"nodename={node}", "state=resume")
     campaign.finish(undisturbed)
 
 
@@ -191,9 +193,9 @@ def test_snakemake_is_killed(begin: Callable[..., Campaign], undisturbed: dict[s
 def test_walltime_in_slices(begin: Callable[..., Campaign], copy: CopyOnCluster, undisturbed: dict[str, str]) -> None:
     """Each job has a minute, of which some seconds are used; nobody does anything, and no retry is there."""
     profile = copy.with_profile(dm={"runtime": 1}, retries=0)
-    campaign = begin("walltime", profile=profile, compute={**LONG["compute"], "spare_seconds": 38})
+    campaign = begin("walltime", profile=profile, compute={**LONG["compute"], "spare_seconds": 42})
     (attempts,) = campaign.finish(undisturbed).values()
-    assert len(attempts) >= 3, attempts
+    assert len(attempts) >= 2, attempts
 
 
 def test_two_who_want_the_same_student_train_it_once(
