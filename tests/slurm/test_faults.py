@@ -207,7 +207,7 @@ def test_two_who_want_the_same_student_train_it_once(
     for node in ("n1", "n2"):
         command = ["sbatch", f"--nodelist={node}", f"--output={copy.folder}/twin-{node}.log", f"--wrap={msd}"]
         subprocess.run(command, cwd=copy.folder, env=copy.environment(), check=True, capture_output=True)
-    cluster.wait_for_idle_nodes()
+    until(lambda: not cluster.jobs(), lambda: cluster("squeue"))
     assert list(copy.starts("twins").values()) == [[0]]
     assert copy.students("twins").items() <= undisturbed.items()
     logs = [(copy.folder / f"twin-{node}.log").read_text() for node in ("n1", "n2")]
