@@ -237,7 +237,7 @@ DIVERGES = {
 
 def test_hopeless_error_is_not_tried_again(begin: Callable[..., Campaign], copy: CopyOnCluster) -> None:
     """Retries repeat the message at once; another call of Snakemake tries again."""
-    campaign = begin("hopeless", recipe=DIVERGES)
+    campaign = begin("hopeless", profile=copy.with_profile(retries=1), recipe=DIVERGES)
     output, _ = campaign.process.communicate(timeout=300)
     assert campaign.process.returncode != 0
     (attempts,) = copy.starts("hopeless").values()
