@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from msd.errors import ConfigError
@@ -41,8 +42,11 @@ def requeue() -> bool:
     return _ask("scontrol", "requeue", job_id() or "") is not None
 
 
-def check(partitions: set[str]) -> None:
+def check(partitions: Iterable[str]) -> None:
     """Find out before anything is submitted whether it can be.
+
+    Args:
+        partitions: that jobs name; several may stand in one, with commas between them.
 
     Raises:
         ConfigError: SLURM is not here or does not answer, or it has no partition of one of these names.
@@ -52,7 +56,7 @@ def check(partitions: set[str]) -> None:
             "SLURM is not on this machine: there is no command `sbatch`.",
             todo="Go to a login node of the cluster, load its SLURM module, or use --profile local.",
         )
-    text = _ask("sinfo", "--noheader", "-o", "%R")
+    text = _ask("sinfo", "--all", "--noheader", "-o", "%R")
     if text is None:
         raise ConfigError(
             "SLURM does not answer.",
@@ -60,7 +64,8 @@ def check(partitions: set[str]) -> None:
             todo="Try `sinfo` yourself; the same command goes on when SLURM is back.",
         )
     known = set(text.split())
-    if wrong := sorted(partitions - known):
+    wanted = {name for names in partitions for name in names.split(",")}
+    if wrong := sorted(wanted - known):
         raise ConfigError(
             f"The cluster has no partition {', '.join(wrong)}.",
             where="slurm_partition in workflow/profiles/slurm/config.yaml",

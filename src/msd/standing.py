@@ -13,6 +13,7 @@ from msd.plan import Node, Plan
 from msd.store import Manifest
 from msd.training import journal, lease
 
+SILENCE = 180  # seconds; a shared file system tells of a touch late, and clocks differ
 KINDS = ("teacher", "classifier", "tsm", "dm", "adm")
 
 
@@ -67,10 +68,9 @@ def _order(node: Node) -> tuple[str, int, str]:
 
 def _holders(root: Path) -> Iterator[tuple[str, tuple[Path, dict[str, Any], float]]]:
     """Manifest → folder of its state, record of its last holder, unix seconds of the last sign of life."""
-    for folder in (root / "state").glob("*"):
-        held = lease.newest(folder)
-        if held is not None:
-            yield held[0].get("work", ""), (folder, *held)
+    found = [(folder, held) for folder in (root / "state").glob("*") if (held := lease.newest(folder))]
+    for folder, held in sorted(found, key=lambda item: item[1][1]):  # of several of one manifest the last one counts
+        yield held[0].get("work", ""), (folder, *held)
 
 
 def _standing(node: Node, held: tuple[Path, dict[str, Any], float] | None) -> Standing:
@@ -81,7 +81,7 @@ def _standing(node: Node, held: tuple[Path, dict[str, Any], float] | None) -> St
     if node.manifest.exists():
         done, state = Manifest.read(node.manifest).results.get("nimg", total), "done"
     elif held is not None and not holder.get("released"):
-        state = "lost" if lease.is_gone(holder, heartbeat or 0.0) else "running"
+        state = "lost" if lease.is_gone(holder, heartbeat or 0.0, SILENCE) else "running"
     elif failure is not None:
         state = "failed"
     else:

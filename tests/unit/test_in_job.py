@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from test_cli import MSD
-from tiny import ROOT
+from tiny import BATCH, ROOT, dm_step
 
 from msd import failures
 from msd.cli.in_job import run_stage
@@ -20,6 +20,8 @@ from msd.config import load
 from msd.errors import ConfigError, DivergedError, InterruptedRun, MsdError, StorageError
 from msd.plan import Node, Plan
 from msd.store import Manifest
+from msd.training import checkpoint
+from msd.training.engine import Schedule, train
 from msd.training.signals import STOP_AT, TIME_IS_UP, StopRequest
 
 NODE = Node("dm", "train", "dm", {"recipe": {"images": 64}}, {}, Path("results/tiny"), "tiny dm student 1/1")
@@ -64,6 +66,20 @@ def test_time_limit_stops_as_a_signal_does(monkeypatch: pytest.MonkeyPatch) -> N
         assert stop.requested == TIME_IS_UP
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested == "SIGTERM"
+
+
+def test_time_limit_after_a_single_update_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the job would be started again and again for one update each."""
+    monkeypatch.setenv(STOP_AT, str(time.time() - 1))
+    with pytest.raises(ConfigError, match="room for a single update"):
+        train(dm_step(), tmp_path, Schedule(4 * BATCH, 1, 10))
+    state, _ = checkpoint.load_newest(tmp_path)
+    assert state is not None
+    assert state["nimg"] == BATCH
+    monkeypatch.setenv(STOP_AT, str(time.time() + 1))
+    with pytest.raises(InterruptedRun) as stopped:
+        train(dm_step(), tmp_path, Schedule(4000 * BATCH, 1, 10))
+    assert stopped.value.why == TIME_IS_UP
 
 
 def test_job_stops_before_its_walltime(job: Callable[[float], None]) -> None:

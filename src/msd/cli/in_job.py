@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from msd.plan import Node
 from msd.store import Manifest
 from msd.training.signals import ENOUGH, STOP_AT, TIME_IS_UP
 
+CLOCKS_DIFFER = 10  # seconds at most, and the time of an update, between processes of one job
 UNTIL_ENDED = 900  # seconds to wait for that; a preempted job may be given some minutes
 
 
@@ -27,14 +29,15 @@ def run_stage(node: Node, spare_seconds: int, stage: Callable[[], Manifest]) -> 
         MsdError: the stage's, or the one that it ended with before in this call of the workflow.
         ConfigError: the job is so short that nothing would be left of it, or was started several times over.
     """
-    before = failures.read(node)
-    if before is not None and before.repeats and slurm.job_id():
-        raise before
+    if slurm.job_id():
+        _check_tasks()
+        _limit_time(spare_seconds)
+        before = failures.read(node)
+        if before is not None and before.repeats:
+            print(f"Not tried again; the next call of Snakemake does, or remove {failures.path_of(node)}.", flush=True)
+            raise before
     failures.forget(node)
     try:
-        if slurm.job_id():
-            _check_tasks()
-            _limit_time(spare_seconds)
         return stage()
     except InterruptedRun as e:
         if slurm.job_id():
@@ -42,8 +45,9 @@ def run_stage(node: Node, spare_seconds: int, stage: Callable[[], Manifest]) -> 
         raise
     except LeaseLostError:
         raise  # the work is well, in other hands
-    except MsdError as e:
-        failures.record(node, e)
+    except Exception as e:
+        with contextlib.suppress(OSError):  # a full disk, which is what ``e`` tells of
+            failures.record(node, e if isinstance(e, MsdError) else MsdError(f"{type(e).__name__}: {e}"))
         raise
 
 
@@ -73,8 +77,11 @@ def _limit_time(spare_seconds: int) -> None:
 
 def _await_end(reason: str) -> None:
     """Do not fail a job that SLURM is about to start again; if it is the walltime that is over, ask for that first."""
-    first = os.environ.get("RANK", "0") == "0"
-    if reason == ENOUGH or (reason == TIME_IS_UP and first and not slurm.requeue()):
+    if reason in (ENOUGH, "SIGINT"):
+        return
+    # another process may have been the first to see that the time is up
+    over = reason in (TIME_IS_UP, "SIGUSR2") or time.time() > float(os.environ.get(STOP_AT, "inf")) - CLOCKS_DIFFER
+    if over and os.environ.get("RANK", "0") == "0" and not slurm.requeue():
         return
     print(f"Saved ({reason}); waiting for SLURM to end this job.", flush=True)
     time.sleep(UNTIL_ENDED)

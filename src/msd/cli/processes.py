@@ -35,4 +35,6 @@ def spread_over(arguments: argparse.Namespace) -> None:
             todo="Give torchrun's --nproc-per-node and --processes the same number.",
         )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    if "SLURM_JOB_ID" in os.environ:  # SLURM tells every process itself, and torchrun would give them 30 s
+        torchrun += ["--signals-to-handle", "SIGINT,SIGHUP,SIGQUIT"]
     os.execv(sys.executable, [*torchrun, "--nproc-per-node", str(wanted), "-m", "msd", *sys.argv[1:]])

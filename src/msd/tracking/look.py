@@ -56,10 +56,10 @@ def follow(
 
 
 def _look(plan: Plan, connection: Connection, tell: Callable[[str], None]) -> Manifest | None:
-    standings = {standing.node.manifest: standing for standing in standing_of(plan)}
-    rows = {name: rows_of(plan, variant, standings) for name, variant in plan.variants.items()}
     ids = {}
-    with connection.opened() as (client, experiment_id):
+    with connection.opened() as (client, experiment_id):  # first of all: another process may just tell of more
+        standings = {standing.node.manifest: standing for standing in standing_of(plan)}
+        rows = {name: rows_of(plan, variant, standings) for name, variant in plan.variants.items()}
         for name, some in rows.items():
             if some:
                 ids[name] = project(client, experiment_id, some)

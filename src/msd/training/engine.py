@@ -17,12 +17,12 @@ from torch import Tensor
 from msd import ranks
 from msd.data.archive import to_uint8
 from msd.data.grid import save_grid
-from msd.errors import DivergedError, InterruptedRun
+from msd.errors import ConfigError, DivergedError, InterruptedRun
 from msd.training import checkpoint, journal
 from msd.training.journal import Journal
 from msd.training.ledger import counted_flops
 from msd.training.sentinels import Sentinels
-from msd.training.signals import ENOUGH, StopRequest
+from msd.training.signals import ENOUGH, TIME_IS_UP, StopRequest
 from msd.training.step import Step
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -97,6 +97,7 @@ def train(step: Step, folder: Path, schedule: Schedule, hooks: Hooks | None = No
         hooks: see ``Hooks``.
 
     Raises:
+        ConfigError: the time limit leaves room for one update only.
         InterruptedRun: a signal came or ``images_this_run`` are done; a checkpoint was saved first.
         DivergedError: no finite gradient for too long, or weights that are not finite; the last checkpoint is kept.
         StorageError: a checkpoint could not be written; the one before is kept.
@@ -114,6 +115,13 @@ def train(step: Step, folder: Path, schedule: Schedule, hooks: Hooks | None = No
                 run.save()
             if run.is_due(schedule.snapshot_every) and not done:
                 run.snapshot()
+            if reason == TIME_IS_UP and not done and run.has_just_begun:
+                raise ConfigError(
+                    "The time limit leaves room for a single update.",
+                    where=str(folder),
+                    why="starting takes up the rest; the update is saved",
+                    todo="Ask for a longer walltime (runtime), or lower compute.spare_seconds.",
+                )
             if reason and not done:
                 run.journal.write("interrupted", nimg=run.nimg, signal=reason)
                 raise InterruptedRun(
@@ -168,6 +176,11 @@ class _Run:
     @property
     def flops(self) -> int:
         return self.updates * self.flops_per_update
+
+    @property
+    def has_just_begun(self) -> bool:
+        """Whether this attempt has made one update."""
+        return self.nimg - self._first == self.step.batch_size
 
     def is_due(self, every: int | None) -> bool:
         return every is not None and self.updates % every == 0
