@@ -127,7 +127,7 @@ def test_without_slurm_it_says_so(copy: WorkingCopy, tmp_path: Path) -> None:
     for name in ("bash", "which", "git", "uname"):
         (tmp_path / name).symlink_to(str(shutil.which(name)))
     environment = {**copy.environment(), "PATH": f"{COMMANDS}:{tmp_path}"}
-    command = copy.command("students", profile="slurm")
+    command = copy.command("students", profile="slurm", configfile=copy.overlay("no-slurm", {}))
     done = subprocess.run(command, cwd=copy.folder, env=environment, capture_output=True, text=True)
     assert done.returncode != 0
     assert "ConfigError: SLURM is not on this machine" in done.stderr
