@@ -157,6 +157,15 @@ class Cluster:
                 pid = self._pid(daemon)
                 os.kill(pid, signal.SIGTERM)
                 until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), lambda: "", patience=10)
+        self._kill_leftovers()
+
+    def _kill_leftovers(self) -> None:
+        """Processes of jobs that outlived them, which on a cluster a cgroup would end."""
+        mark = f"SLURM_CONF={self.folder}/slurm.conf".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (process / "environ").read_bytes().split(b"\0") and process.name != str(os.getpid()):
+                    os.kill(int(process.name), signal.SIGKILL)
 
     def _pid(self, daemon: str) -> int:
         return int((self.folder / f"{DAEMONS[daemon]}.pid").read_text())
