@@ -50,6 +50,12 @@ class Node:
         return digest({"kind": self.kind, "settings": self.settings, "inputs": before}, DIGEST_LENGTH)
 
     @property
+    def images(self) -> int:
+        """How many it trains on; 0 if it trains nothing."""
+        settings = self.settings.get("recipe") or self.settings.get("training") or {}
+        return settings.get("images", 0)
+
+    @property
     def manifest(self) -> Path:
         """The declared output: proof that the work is complete."""
         return self.root / self.group / f"{self.name}-{self.digest}" / "manifest.json"
@@ -144,8 +150,7 @@ class Plan:
         A scheduler that starts the longest first leaves no long chain to run alone at the end.
         """
         if node.manifest not in self._ahead:
-            settings = node.settings.get("recipe") or node.settings.get("training") or {}
-            own = settings.get("images", node.settings.get("pairs", 0))
+            own = node.images or node.settings.get("pairs", 0)
             after = [self.images_ahead(n) for n in self._consumers[node.manifest]]
             self._ahead[node.manifest] = own + max(after, default=0)
         return self._ahead[node.manifest]

@@ -53,13 +53,8 @@ class Standing:
 def standing_of(plan: Plan) -> list[Standing]:
     """One for each node that is trained, in the order in which a student passes through them."""
     holders = dict(_holders(plan.root))
-    nodes = [n for n in plan if n.kind in KINDS and _images(n)]
+    nodes = [n for n in plan if n.kind in KINDS and n.images]
     return [_standing(node, holders.get(str(node.manifest))) for node in sorted(nodes, key=_order)]
-
-
-def _images(node: Node) -> int:
-    settings = node.settings.get("recipe") or node.settings.get("training") or {}
-    return settings.get("images", 0)
 
 
 def _order(node: Node) -> tuple[str, int, str]:
@@ -74,7 +69,7 @@ def _holders(root: Path) -> Iterator[tuple[str, tuple[Path, dict[str, Any], floa
 
 
 def _standing(node: Node, held: tuple[Path, dict[str, Any], float] | None) -> Standing:
-    failure, total = failures.read(node), _images(node)
+    failure, total = failures.read(node), node.images
     folder, holder, touched = held or (None, {}, None)
     done, speed = _progress(folder / "events.jsonl") if folder else (0, None)
     heartbeat = None if touched is None else max(time.time() - touched, 0.0)

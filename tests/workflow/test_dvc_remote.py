@@ -89,25 +89,26 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_damaged_object_in_a_remote_is_refused(recorded: Repository, tmp_path: Path) -> None:
-    sender = recorded.copy(tmp_path / "sender")
-    use_folder(sender, tmp_path / "shelf")
+def of_a_damaged_remote(recorded: Repository, folder: Path) -> Repository:
+    """A clone that pulls from where one bit is wrong."""
+    sender = recorded.copy(folder / "sender")
+    use_folder(sender, folder / "shelf")
     sender.run("dvc", "push")
-    flip(largest(tmp_path / "shelf"))
-    receiver = sender.clone(tmp_path / "receiver")
-    use_folder(receiver, tmp_path / "shelf")
+    flip(largest(folder / "shelf"))
+    receiver = sender.clone(folder / "receiver")
+    use_folder(receiver, folder / "shelf")
+    return receiver
+
+
+def test_a_damaged_object_in_a_remote_is_refused(recorded: Repository, tmp_path: Path) -> None:
+    receiver = of_a_damaged_remote(recorded, tmp_path)
     message = receiver.pull(fails=True)
     assert "A file is damaged or is not the one that was meant." in message
     assert not (receiver.results() / "tracking.json").exists()
 
 
 def test_a_verified_remote_refuses_a_damaged_object_by_itself(recorded: Repository, tmp_path: Path) -> None:
-    sender = recorded.copy(tmp_path / "sender")
-    use_folder(sender, tmp_path / "shelf")
-    sender.run("dvc", "push")
-    flip(largest(tmp_path / "shelf"))
-    receiver = sender.clone(tmp_path / "receiver")
-    use_folder(receiver, tmp_path / "shelf")
+    receiver = of_a_damaged_remote(recorded, tmp_path)
     receiver.run("dvc", "remote", "modify", "--local", "shelf", "verify", "true")
     assert "Checkout failed" in receiver.run("dvc", "pull", fails=True)
 
