@@ -43,8 +43,8 @@ class Connection:
         self.client: MlflowClient | None = None
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[tuple[MlflowClient, str]]:
-        """The client and the experiment's id, both made where needed, held by one writer on this machine.
+    def opened(self) -> Iterator[MlflowClient]:
+        """The client, made where needed, held by one writer on this machine.
 
         Raises:
             TrackingError: MLflow cannot be reached or refuses.
@@ -54,9 +54,10 @@ class Connection:
                 if self.database:
                     _prepare(self.database, self.uri)
                 self.client = MlflowClient(tracking_uri=self.uri)
-            yield self.client, self._experiment(self.client)
+            yield self.client
 
-    def _experiment(self, client: MlflowClient) -> str:
+    def experiment_id(self, client: MlflowClient) -> str:
+        """Of the experiment, which is made where needed."""
         experiment = client.get_experiment_by_name(self.name)
         if experiment is not None:
             return experiment.experiment_id

@@ -57,9 +57,10 @@ def follow(
 
 def _look(plan: Plan, connection: Connection, tell: Callable[[str], None]) -> Manifest | None:
     ids = {}
-    with connection.opened() as (client, experiment_id):  # first of all: another process may just tell of more
+    with connection.opened() as client:  # first of all: another process may just tell of more
         standings = {standing.node.manifest: standing for standing in standing_of(plan)}
         rows = {name: rows_of(plan, variant, standings) for name, variant in plan.variants.items()}
+        experiment_id = connection.experiment_id(client)
         for name, some in rows.items():
             if some:
                 ids[name] = project(client, experiment_id, some)
