@@ -98,10 +98,16 @@ class Plan:
     Args:
         experiment: the resolved configuration.
         results: the folder that holds all experiments' results.
+        replicate: which repetition of the students' training, of the partition and of the evaluation; it moves their seeds.
+            Data, teacher, classifiers and regression pairs are those of all replicates.
+
+    Attributes:
+        replicates: the plan itself, and one more for each further seed that a claim asks for.
     """
 
-    def __init__(self, experiment: Experiment, results: Path = RESULTS) -> None:
+    def __init__(self, experiment: Experiment, results: Path = RESULTS, replicate: int = 0) -> None:
         self.experiment = experiment
+        self.seed = experiment.seed + replicate
         self.root = results / experiment.experiment
         self.data = self._node("data", "data", experiment.data.source, _dump(experiment.data), {}, "data")
         self.teacher = self._sourced("teacher", "teacher", experiment.teacher)
@@ -119,12 +125,25 @@ class Plan:
             "latency",
         )
         self._by_path = {node.manifest: node for node in self._walk()}
+        further = range(1, max((claim.seeds for claim in experiment.claims), default=1)) if replicate == 0 else ()
+        self.replicates = [self, *(Plan(experiment, results, r) for r in further)]
         self._ahead: dict[Path, int] = {}
 
     @property
     def report(self) -> Path:
         """The report's manifest; its fixed-name files (ablation.csv, report.html, …) lie beside it."""
         return self.root / "report.json"
+
+    @property
+    def claims(self) -> Path:
+        """Proof that the claims are put to the test, and where."""
+        return self.root / "claims.json"
+
+    @property
+    def claim_inputs(self) -> list[Path]:
+        """Every manifest that the claims are judged by."""
+        names = dict.fromkeys(name for claim in self.experiment.claims for name in claim.variants)
+        return [self.latency.manifest] + [node.manifest for name in names for node in self.claimed(name)]
 
     @property
     def tracking(self) -> Path:
@@ -158,8 +177,9 @@ class Plan:
     @cached_property
     def _consumers(self) -> dict[Path, list[Node]]:
         """Manifest → the nodes that read it."""
-        consumers: dict[Path, list[Node]] = {path: [] for path in self._by_path}
-        for node in self:
+        nodes = {path: node for plan in self.replicates for path, node in plan._by_path.items()}
+        consumers: dict[Path, list[Node]] = {path: [] for path in nodes}
+        for node in nodes.values():
             for path in node.input_paths.values():
                 consumers[path].append(node)
         return consumers
@@ -170,15 +190,15 @@ class Plan:
         Raises:
             ConfigError: no node of this experiment makes it.
         """
-        try:
-            return self._by_path[Path(manifest)]
-        except KeyError:
-            raise ConfigError(
-                "This configuration makes no such file.",
-                where=str(manifest),
-                why="paths carry a digest of the settings; these settings give other paths",
-                todo="Give the same --configfile and --config as for the run, or see `snakemake -n all`.",
-            ) from None
+        for plan in self.replicates:
+            if (node := plan._by_path.get(Path(manifest))) is not None:
+                return node
+        raise ConfigError(
+            "This configuration makes no such file.",
+            where=str(manifest),
+            why="paths carry a digest of the settings; these settings give other paths",
+            todo="Give the same --configfile and --config as for the run, or see `snakemake -n all`.",
+        )
 
     def student_node(self, variant: str, student: int, kind: str) -> Node:
         """The node of one stage of student number ``student`` (from 0) of a variant.
@@ -193,6 +213,11 @@ class Plan:
             if node.kind == kind:
                 return node
         raise ConfigError(f"Student {student} of variant {variant!r} has no stage {kind!r}.")
+
+    def claimed(self, variant: str) -> list[Node]:
+        """The evaluations of a variant that the claims need, one for each seed."""
+        seeds = max(claim.seeds for claim in self.experiment.claims if variant in claim.variants)
+        return [plan.variants[variant].evaluation for plan in self.replicates[:seeds]]
 
     def variant(self, name: str) -> VariantPlan:
         """A variant by its name.
@@ -213,6 +238,11 @@ class Plan:
             node = pending.pop()
             yield node
             pending += node.inputs.values()
+
+    @property
+    def _which_seed(self) -> str:
+        """For labels: which replicate, if it is not the first."""
+        return "" if self.seed == self.experiment.seed else f", seed {self.seed}"
 
     def _node(
         self, kind: str, group: str, name: str, settings: dict[str, Any], inputs: dict[str, Node], label: str
@@ -243,20 +273,22 @@ class Plan:
             partition = self._partition(variant)
             students = [self._student(name, variant, partition, k) for k in range(variant.students)]
             inputs = {"partition": partition} | {f"student-{k}": s.last for k, s in enumerate(students)}
-        bundle = self._node("bundle", "bundles", name, settings, inputs, f"{name} bundle")
+        bundle = self._node("bundle", "bundles", name, settings, inputs, f"{name} bundle{self._which_seed}")
         measure = _dump(self.experiment.evaluation, exclude={"features", "judge", "latency_repeats", "sampler"})
         evaluation = self._node(
             "evaluate",
             "evaluation",
             name,
-            {**measure, "seed": self.experiment.seed},
+            {**measure, "seed": self.seed},
             {"bundle": bundle, **self._judges()},
-            f"{name} evaluation",
+            f"{name} evaluation{self._which_seed}",
         )
         return VariantPlan(name, partition, students, bundle, evaluation)
 
     def _partition(self, variant: StudentVariant) -> Node:
         spec = _dump(variant.partition)
+        if "seed" in spec:
+            spec["seed"] += self.seed - self.experiment.seed
         inputs = {"data": self.data} | ({"teacher": self.teacher} if spec["kind"] == "kmeans" else {})
         name = f"{spec['kind']}-{variant.students}"
         return self._node("partition", "partition", name, {"students": variant.students, **spec}, inputs, name)
@@ -264,12 +296,14 @@ class Plan:
     def _student(self, name: str, variant: StudentVariant, partition: Node, part: int) -> StudentPlan:
         experiment, recipe = self.experiment, self.experiment.recipe_of(variant)
         network = None if variant.network == TEACHER else _dump(experiment.networks[variant.network])
-        common = {"seed": experiment.seed, "network": network}
+        common = {"seed": self.seed, "network": network}
         stages: list[Node] = []
         if network is not None:
             settings = {**common, "recipe": _dump(recipe.tsm)}
             inputs = {"data": self.data, "teacher": self.teacher}
-            stages.append(self._node("tsm", "train", "tsm", settings, inputs, f"{variant.network} tsm"))
+            stages.append(
+                self._node("tsm", "train", "tsm", settings, inputs, f"{variant.network} tsm{self._which_seed}")
+            )
         for stage in variant.stages:
             section = getattr(recipe, stage)
             section = section.model_copy(update={"images": round(section.images * variant.images)})
@@ -279,12 +313,15 @@ class Plan:
             if stages:
                 inputs["before"] = stages[-1]
             settings = {**common, "part": part, "recipe": _dump(section)}
-            label = f"{name} {stage} student {part + 1}/{variant.students}"
+            label = f"{name} {stage} student {part + 1}/{variant.students}{self._which_seed}"
             stages.append(self._node(stage, "train", stage, settings, inputs, label))
         return StudentPlan(stages)
 
     def _pairs(self, regression: Section) -> Node:
-        settings = {"seed": self.experiment.seed, **_dump(regression, exclude={"weight", "batch_size", "metric"})}
+        settings = {
+            "seed": self.experiment.seed,
+            **_dump(regression, exclude={"weight", "batch_size", "metric", "filtered"}),
+        }
         return self._node("pairs", "pairs", "pairs", settings, {"teacher": self.teacher}, "regression pairs")
 
 

@@ -28,8 +28,12 @@ def bundle(arguments: argparse.Namespace) -> None:
 
     plan = plan_of(arguments)
     variant = plan.variant(arguments.variant)
+    replicates = [other.variants[variant.name] for other in plan.replicates]
+    variant = next(
+        (v for v in replicates if v.bundle.manifest == arguments.out / variant.bundle.manifest.name), variant
+    )
     manifest = write_bundle(variant, arguments.out)
-    if manifest.path == variant.bundle.manifest:
+    if manifest.path == plan.variants[variant.name].bundle.manifest:
         link_students(variant, plan.root)
     print(f"{variant.name}: {manifest.path}")
 

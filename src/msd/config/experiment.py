@@ -124,6 +124,24 @@ class Compute(Section):
     )
 
 
+class Claim(Section):
+    """A statement about variants, put to the test with several training seeds (docs/claims.md)."""
+
+    number: str = Field(pattern=r"^[0-9]+[a-z]?$", description="of the claim, the same for all data sets")
+    claim: str = Field(description="what should hold, one sentence")
+    paper: str = Field(description="what the paper says of it, with its numbers")
+    expected: list[tuple[str, str]] = Field(
+        min_length=1, description="pairs of variants: the first should have the smaller distance"
+    )
+    beside: list[str] = Field(default=[], description="further variants to show with them")
+    seeds: PositiveInt = Field(3, description="training runs of each variant; with one there is no interval")
+
+    @property
+    def variants(self) -> list[str]:
+        """All that it needs, each once, in the order they are named."""
+        return list(dict.fromkeys([name for pair in self.expected for name in pair] + self.beside))
+
+
 class Experiment(Section):
     """The whole of params.yaml after overlays."""
 
@@ -136,6 +154,7 @@ class Experiment(Section):
     evaluation: Evaluation
     compute: Compute = Compute()
     variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], Variant] = Field(min_length=1)
+    claims: list[Claim] = Field(default=[], description="statements about the variants; `snakemake claims` tests them")
 
     def recipe_of(self, variant: StudentVariant) -> Recipe:
         """The recipe with the variant's own changes."""
@@ -154,6 +173,11 @@ def cross_check(experiment: Experiment) -> list[str]:
         problems.append(f"teacher.name: no known teacher {teacher.name!r}{nearest(teacher.name, list(KNOWN))}")
     if known is not None and known.classes is None:
         problems.append("teacher.name: this teacher is conditioned on text, the stages here are for classes")
+    for claim in experiment.claims:
+        for name in claim.variants:
+            if name not in experiment.variants:
+                known_names = list(experiment.variants)
+                problems.append(f"claims.{claim.number}: no variant {name!r}{nearest(name, known_names)}")
     for name, variant in experiment.variants.items():
         if not isinstance(variant, StudentVariant):
             continue

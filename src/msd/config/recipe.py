@@ -13,17 +13,21 @@ from msd.config.training import NoiseDistribution, Optimizer, Sampler, Training
 class Tsm(Training):
     """Teacher score matching, only for networks other than the teacher's (MSD, arXiv 2410.23274)."""
 
+    images: int = Field(ge=0, description="a multiple of batch_size; 0: the initial weights as they are, no training")
     initial_weights: Literal["random", "sliced"] = Field("random", description="sliced: cut out of the teacher's")
     optimizer: Optimizer
     noise: NoiseDistribution = NoiseDistribution(high_sigma_share=0.25)
 
 
 class Regression(Section):
-    """Pairs (noise, teacher's sample) for DM's regression loss; never filtered by part."""
+    """Pairs (noise, teacher's sample) for DM's regression loss; drawn once for all conditions."""
 
     weight: PositiveFloat = 0.25
     pairs: PositiveInt = 25000
     batch_size: PositiveInt
+    filtered: bool = Field(
+        False, description="a student sees the pairs of its own part only; the paper keeps all, which gave a better FID"
+    )
     metric: Literal["huber", "l2", "lpips"] = Field(
         "huber", description="lpips: as in the paper, on RGB images; its VGG16 is downloaded at first use (528 MB)"
     )

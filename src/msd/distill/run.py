@@ -199,8 +199,12 @@ def _regression(inputs: _Inputs, settings: Dm) -> dict[str, Any]:
     """Pairs of the regression loss, and the network that compares them where it is one."""
     if settings.regression is None:
         return {}
+    pairs = load_file(inputs.manifests["pairs"].file("pairs"))
+    if settings.regression.filtered:
+        own = torch.isin(pairs["cond"], torch.tensor(inputs.part()))
+        pairs = {name: tensor[own] for name, tensor in pairs.items()}
     return {
-        "pairs": Pairs(**load_file(inputs.manifests["pairs"].file("pairs"))),
+        "pairs": Pairs(**pairs),
         "metric": _metric(settings.regression.metric, inputs.device),
     }
 
