@@ -98,8 +98,8 @@ class Plan:
     Args:
         experiment: the resolved configuration.
         results: the folder that holds all experiments' results.
-        replicate: which repetition of the students' training, of the partition and of the evaluation; it moves their seeds.
-            Data, teacher, classifiers and regression pairs are those of all replicates.
+        replicate: which repetition; it moves the seeds of the students' training, of the partition and of the
+            evaluation. Data, teacher, classifiers and regression pairs are those of all replicates.
 
     Attributes:
         replicates: the plan itself, and one more for each further seed that a claim asks for.

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from msd.cli.actions import texts
+from msd.cli.actions import CommandParser, texts
 from msd.cli.options import add_configuration, plan_of, positive
 from msd.errors import ConfigError, MissingFileError
 from msd.store import Manifest
@@ -28,10 +28,9 @@ def bundle(arguments: argparse.Namespace) -> None:
 
     plan = plan_of(arguments)
     variant = plan.variant(arguments.variant)
-    replicates = [other.variants[variant.name] for other in plan.replicates]
-    variant = next(
-        (v for v in replicates if v.bundle.manifest == arguments.out / variant.bundle.manifest.name), variant
-    )
+    for replicate in plan.replicates:
+        if replicate.variants[variant.name].bundle.manifest.parent == arguments.out:
+            variant = replicate.variants[variant.name]
     manifest = write_bundle(variant, arguments.out)
     if manifest.path == plan.variants[variant.name].bundle.manifest:
         link_students(variant, plan.root)
@@ -69,6 +68,19 @@ def export(arguments: argparse.Namespace) -> None:
     from msd.bundle.export import export_network
 
     print(export_network(plan_of(arguments), arguments.role, arguments.out))
+
+
+def claims(arguments: argparse.Namespace) -> None:
+    from msd.report import claims_page
+
+    if arguments.check:
+        print(f"{claims_page.PAGE} is what {claims_page.check_page()} manifests give")
+        return
+    plan = plan_of(arguments)
+    for judged in claims_page.build(plan).judged:
+        print(f"{judged.claim.number:>4}  {judged.claim.claim}  {claims_page.verdict_text(judged)}")
+    missing = [path for path in plan.claim_inputs if not path.exists()]
+    print(f"{claims_page.PAGE}" + (f"; {len(missing)} evaluations are not here, {missing[0]} say" if missing else ""))
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -110,8 +122,8 @@ def track(arguments: argparse.Namespace) -> None:
 def register(commands: Any) -> None:
     """Add the subcommands."""
 
-    def add(name: str, run: Any, summary: str, examples: list[str]) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, **texts(summary, examples))
+    def add(name: str, run: Any, summary: str, examples: list[str]) -> CommandParser:
+        parser: CommandParser = commands.add_parser(name, help=summary, **texts(summary, examples))
         parser.set_defaults(run=run)
         return parser
 
@@ -161,6 +173,14 @@ def register(commands: Any) -> None:
     p = add(
         "report", report, "write the ablation table, the figures and report.html", ["msd report", "msd report --show"]
     )
+    action = p.add_action(
+        "claims",
+        claims,
+        "judge the experiment's claims by the evaluations that are there and renew docs/claims.md",
+        ["msd report claims --configfile experiments/claims.yaml", "msd report claims --check"],
+    )
+    action.add_argument("--check", action="store_true", help="rebuild the page from docs/claims/ and compare the bytes")
+    add_configuration(action)
     p.add_argument("--show", action="store_true", help="print the table that is there")
     p.add_argument("--check", action="store_true", help="compare the files it was made from with their sha256")
     p.add_argument("--readme", action="store_true", help="renew README.md's table and picture from the report")

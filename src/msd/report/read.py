@@ -113,7 +113,7 @@ def read(plan: Plan) -> Report:
     floor, latency = of(plan.floor), of(plan.latency)
     rows = [_row(plan, variant, of) for variant in plan.variants.values()]
     evaluations = {v.name: of(v.evaluation) for v in plan.variants.values()}
-    metric = _one_metric(evaluations, floor)
+    metric = one_metric(evaluations, floor)
     training = [of(node) for v in plan.variants.values() for student in v.students for node in student.stages]
     timing = {key: _need(latency, key) for key in ("device", "threads", "batch_size")}
     numbers = {
@@ -122,7 +122,7 @@ def read(plan: Plan) -> Report:
         "rows": [row.numbers for row in rows],
         "floor": {"metrics": _need(floor, "metrics"), "images": _need(floor, "metric")["images"]},
         "latency": {**timing, "repeats": plan.latency.settings["repeats"]},
-        "machines": {"latency": _machines([latency]), "training": _machines(training)},
+        "machines": {"latency": machines([latency]), "training": machines(training)},
         "manifests": {
             _short(plan, m.path): sums[_short(plan, m.path)] for m in [*evaluations.values(), floor, latency]
         },
@@ -135,7 +135,7 @@ def read(plan: Plan) -> Report:
         "images": " and ".join(f"{count:,} {half}" for half, count in _need(data, "images").items()),
         "teacher": f"{_need(teacher, 'parameters'):,} parameters, sha256 {teacher.sha256('weights')}",
         "metric": f"features sha256 {metric['features_sha256']}, judge sha256 {metric['judge_sha256']}",
-        "machine": "; ".join(_machines(list(manifests.values()))),
+        "machine": "; ".join(machines(list(manifests.values()))),
         "code": "; ".join(_codes(manifests)),
         "finished": f"{min(finished)} to {max(finished)}",
     }
@@ -230,16 +230,21 @@ def _stage(node: Node, manifest: Manifest) -> Stage:
     return Stage(node.kind, node.manifest, _need(manifest, "nimg"), manifest.file("journal"))
 
 
-def _one_metric(evaluations: dict[str, Manifest], floor: Manifest) -> dict[str, Any]:
-    """The metric that all rows share. The floor may be of another number of images, and then says so."""
-    metrics = {name: _need(m, "metric") for name, m in evaluations.items()}
+def one_metric(evaluations: Mapping[str, Manifest], floor: Manifest | None = None) -> dict[str, Any]:
+    """The metric that all rows share. The floor may be of another number of images, and then says so.
+
+    Raises:
+        DamagedFileError: a row was measured differently.
+    """
+    measured = {**evaluations, **({"the floor": floor} if floor else {})}
+    metrics = {name: _need(m, "metric") for name, m in measured.items()}
     first, expected = next(iter(metrics.items()))
-    for name, other in {**metrics, "the floor": _need(floor, "metric")}.items():
-        for key in SAME_METRIC if name in metrics else set(SAME_METRIC) - {"images"}:
+    for name, other in metrics.items():
+        for key in SAME_METRIC if name in evaluations else set(SAME_METRIC) - {"images"}:
             if other[key] != expected[key]:
                 raise DamagedFileError(
                     "The rows were measured differently; a table never mixes metrics.",
-                    where=str(evaluations[name].path if name in evaluations else floor.path),
+                    where=str(measured[name].path),
                     why=f"{key} is {other[key]!r} for {name}, {expected[key]!r} for {first}",
                     todo="Delete the manifest of the odd one and run `snakemake` again.",
                 )
@@ -270,7 +275,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", inner
 
 
-def _machines(manifests: list[Manifest]) -> list[str]:
+def machines(manifests: list[Manifest]) -> list[str]:
     """Each machine once, in words."""
     found: dict[str, None] = {}  # a set that keeps its order
     for manifest in manifests:

@@ -1,0 +1,62 @@
+"""Means over training seeds and their 95 % confidence intervals by Student's t. Reads and draws nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Literal
+
+Verdict = Literal["holds", "does not hold", "undecided", "better, one seed", "worse, one seed", "not run"]
+
+# Two-sided 95 % points of Student's t by degrees of freedom; beyond the table the last one errs on the wide side.
+STUDENT_T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its 95 % confidence interval.
+
+    Attributes:
+        seeds: how many values it is of; with one, ``half_width`` is None.
+    """
+
+    mean: float
+    half_width: float | None
+    seeds: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Interval:
+        """The interval of one value or more."""
+        n = len(values)
+        if n < 2:
+            return cls(values[0], None, n)
+        return cls(fmean(values), STUDENT_T[min(n - 1, len(STUDENT_T)) - 1] * stdev(values) / n**0.5, n)
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Lower and upper end."""
+        return None if self.half_width is None else (self.mean - self.half_width, self.mean + self.half_width)
+
+
+def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Interval | None:
+    """First minus second, paired by seed: a seed gives both the same noise to be judged on. None without a pair."""
+    shared = sorted(first.keys() & second.keys())
+    return Interval.of([first[s] - second[s] for s in shared]) if shared else None
+
+
+def verdict(smaller_expected: Sequence[Interval | None]) -> Verdict:
+    """What the differences say of a claim that expects each of them to be negative.
+
+    One interval on the wrong side of zero refutes the claim; all on the right side support it.
+    """
+    if not smaller_expected or any(d is None for d in smaller_expected):
+        return "not run"
+    found = [d for d in smaller_expected if d is not None]
+    ends = [d.ends for d in found]
+    if any(e is None for e in ends):
+        return "better, one seed" if all(d.mean < 0 for d in found) else "worse, one seed"
+    known = [e for e in ends if e is not None]
+    if any(low > 0 for low, _ in known):
+        return "does not hold"
+    return "holds" if all(high < 0 for _, high in known) else "undecided"
