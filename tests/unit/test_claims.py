@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import report_fixtures as fixtures
+
 from msd.cli.main import main
 from msd.config import Experiment
 from msd.errors import DamagedFileError, MissingFileError

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from msd.report.intervals import Interval, difference, verdict
 from scipy import stats
+
+from msd.report.intervals import Interval, difference, verdict
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10])
