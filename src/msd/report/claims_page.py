@@ -13,6 +13,7 @@ from msd.errors import DamagedFileError, MissingFileError
 from msd.plan import Plan
 from msd.report import columns, read
 from msd.report.claims import LIST, Claims, Comparison, Judged, Row, keep, read_claims
+from msd.report.claims_figure import draw
 from msd.report.intervals import Interval
 from msd.store import Manifest, write_text
 
@@ -40,6 +41,7 @@ def build(plan: Plan, folder: Path = FOLDER, page: Path = PAGE) -> Claims:
     """
     kept = keep(plan, folder / plan.experiment.experiment)
     write_text(page, render(_all(folder), page.parent))
+    draw(kept, page.parent / _picture(kept))
     if all(path.exists() for path in plan.claim_inputs):
         Manifest.write(
             plan.claims,
@@ -83,7 +85,12 @@ def render(claims: Sequence[Claims], beside: Path) -> str:
     parts = [HEAD, _summary(claims)]
     for one in claims:
         link = one.folder.relative_to(beside).as_posix()
-        parts += [f"## {one.experiment}: every row", _metric(one), _rows(one, link), _map(one)]
+        picture = (
+            f"![Every pair with its interval]({_picture(one)})\n\n"
+            "*The pairs above: distance of the first over that of the second. Green: the first is better, red: worse; "
+            "grey: the interval includes one, or there is one seed.*\n"
+        )
+        parts += [f"## {one.experiment}\n", picture, _metric(one), _rows(one, link), _map(one)]
     return "\n".join(part for part in parts if part)
 
 
@@ -102,6 +109,10 @@ def here(one: Claims, comparison: Comparison, seeds: int) -> str:
     left, right = (Interval.of(list(row.distances.values())[:seeds]) for row in (first, second))
     means = f"`{first.name}` {_number(left.mean)} v. `{second.name}` {_number(right.mean)}"
     return f"{means}: {_signed(comparison.difference)}"
+
+
+def _picture(one: Claims) -> str:
+    return f"images/claims-{one.experiment}.png"
 
 
 def _summary(claims: Sequence[Claims]) -> str:
@@ -184,8 +195,8 @@ def _number(value: float) -> str:
 
 
 def _spread(interval: Interval) -> str:
-    half = interval.half_width
-    return _number(interval.mean) + (f" ± {_number(half)}" if half is not None else "")
+    digits, half = 2 if abs(interval.mean) < 5 else 1, interval.half_width
+    return f"{interval.mean:.{digits}f}" + (f" ± {half:.{digits}f}" if half is not None else "")
 
 
 def _signed(interval: Interval) -> str:

@@ -22,7 +22,10 @@ def finished(manifest: Manifest) -> float:
 
 
 def surroundings(plan: Plan) -> dict[str, str | None]:
-    """Which data, teacher and device: that on which latencies were measured, until then that which is asked for."""
+    """Which data, teacher and device: that on which latencies were measured, until then that which is asked for.
+
+    A stage that has begun knows its own device.
+    """
     data, teacher, latency = made(plan.data), made(plan.teacher), made(plan.latency)
     return {
         "data.sha256": data.results["sha256"] if data else None,
