@@ -73,13 +73,15 @@ def make_results(folder: Path, config: Experiment | None = None, classes: int = 
         folder: where results go.
         config: the experiment.
         classes: of the data; images are digits whatever their number.
+
+    What another call has left for the same nodes stays as it is.
     """
     config = config or experiment()
     plan = Plan(config, results=folder)
     done: set[Path] = set()
 
     def make(node: Node) -> None:
-        if node.manifest in done:
+        if node.manifest in done or node.manifest.exists():
             return
         done.add(node.manifest)
         for before in node.inputs.values():
@@ -196,6 +198,8 @@ def _training(node: Node, classes: int) -> None:
 
 
 def _bundle(variant: VariantPlan, classes: int) -> None:
+    if variant.bundle.manifest.exists():
+        return
     role = "weights" if variant.partition is None else "student"
     networks = {name: n for name, n in variant.bundle.inputs.items() if name != "partition"}
     files = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html.parser
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,11 +20,13 @@ from msd.errors import ConfigError, DamagedFileError, MissingFileError
 from msd.plan import Plan
 from msd.report import columns, page, pictures, summary, table
 from msd.report.build import build_report
+from msd.report.claims import Claim, read_claims
 from msd.report.figures import draw_all
+from msd.report.origins import origins
 from msd.report.read import Report, read
 from msd.report.readme import BEGIN, END, check_readme, readme_block, update_readme
 from msd.report.show import show
-from msd.store import Manifest, read_json
+from msd.store import Manifest, read_json, sha256_file
 
 CSV_COLUMNS = [
     "variant",
@@ -288,6 +291,60 @@ def test_html_is_self_contained(built: Plan) -> None:
         assert name in text
     for path in built.report_inputs:
         assert path.relative_to(built.root).as_posix() in text
+    ids = re.findall(r'popovertarget="([^"]+)"', text)
+    assert len(ids) >= len(VARIANTS) * (len(CSV_COLUMNS) - 1)
+    assert set(re.findall(r'popover class="origin" id="([^"]+)"', text)) == set(ids)
+
+
+def test_every_number_of_the_table_leads_to_its_manifest(built: Plan) -> None:
+    traced = origins(read(built), "--configfile x.yaml")
+    assert sum(map(len, traced.cells)) == len(VARIANTS) * (len(CSV_COLUMNS) - 1)
+    for origin in traced:
+        path = built.root / Path(origin.manifest).relative_to("results/mnist")
+        value = read_json(path)
+        for name in origin.key.split("."):
+            value = value[name]
+        assert value == origin.value, origin.title
+        assert origin.sha256 == sha256_file(path)
+        assert origin.command == f"msd {read_json(path)['kind']} {origin.manifest} --configfile x.yaml"
+
+
+def test_claims_come_first_or_not_at_all(built: Plan, tmp_path: Path) -> None:
+    report = read(built)
+    figures = draw_without_files(report, tmp_path)
+    assert '<section id="claims"' not in page.render(report, figures, origins(report))
+    claim = {"number": "2b", "claim": "Four beat one.", "paper": "not reported", "here": "no", "verdict": "holds"}
+    (tmp_path / "claims.json").write_text(json.dumps([claim | {"seeds": 3}]))
+    claims = read_claims(tmp_path / "claims.json")
+    assert claims == [Claim(**claim)]
+    text = page.render(report, figures, origins(report), claims)
+    sections = re.findall(r'<section id="([a-z]+)"', text)
+    assert sections[:3] == ["claims", "glance", "table"]
+    assert re.findall(r'<a href="#([a-z]+)"', text) == sections
+    for broken in ({}, [1], [claim | {"verdict": None}]):
+        (tmp_path / "claims.json").write_text(json.dumps(broken))
+        with pytest.raises(DamagedFileError, match="list of claims"):
+            read_claims(tmp_path / "claims.json")
+
+
+def test_other_seeds_are_found_and_nothing_else(plan: Plan) -> None:
+    assert all(row.replicates == [] for row in read(plan).rows)
+    for seed in (1, 2):
+        other = experiment().model_copy(update={"seed": seed})
+        make_results(plan.root.parent, other)
+        node = Plan(other, plan.root.parent).variants["msd4"].evaluation
+        rewrite(node, metrics=Manifest.read(node.manifest).results["metrics"] | {"fd_digits": 24.0 + seed})
+    # another recipe under the same seed is another experiment
+    changed = experiment({"msd4": {"students": 4, "images": 2}}).model_copy(update={"seed": 3})
+    make_results(plan.root.parent, changed)
+    report = read(plan)
+    row = next(row for row in report.rows if row.name == "msd4")
+    assert [(r.seed, r.distance) for r in row.replicates] == [(1, 25.0), (2, 26.0)]
+    drawn = {figure.path.name: figure for figure in draw_all(report, plan.root / "figures")}
+    assert "3 seeds" in drawn["quality-latency.png"].caption
+    rewrite(node, metric=Manifest.read(node.manifest).results["metric"] | {"images": 7})
+    with pytest.raises(DamagedFileError, match="for msd4, seed 2"):
+        read(plan)
 
 
 def test_html_and_markdown_escape_odd_labels(built: Plan, tmp_path: Path) -> None:
@@ -296,7 +353,8 @@ def test_html_and_markdown_escape_odd_labels(built: Plan, tmp_path: Path) -> Non
     report.rows[1].numbers["variant"] = odd  # the same dictionaries as in report.numbers
     report.numbers["machines"]["latency"] = ["<b>CPU</b>"]
     report.provenance["machine"] = "<img src=x onerror=alert(1)>"
-    text = page.render(report, draw_without_files(report, tmp_path))
+    claim = Claim("1", odd, "2.37 & 2.60", "<b>20</b>", "holds")
+    text = page.render(report, draw_without_files(report, tmp_path), origins(report), [claim])
     assert "script" not in Page(text).tags
     assert "b" in Page(text).tags
     assert "&lt;script&gt;" in text

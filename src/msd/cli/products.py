@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from msd.cli.actions import texts
-from msd.cli.options import add_configuration, plan_of, positive
+from msd.cli.options import add_configuration, configuration_text, plan_of, positive
 from msd.errors import ConfigError, MissingFileError
 from msd.store import Manifest
 
@@ -85,8 +85,10 @@ def report(arguments: argparse.Namespace) -> None:
         update_readme(plan, Path("README.md"), Path("docs/images/overview.png"))
         return
     from msd.report.build import build_report
+    from msd.report.claims import read_claims
 
-    print(build_report(plan).path)
+    claims = read_claims(arguments.claims) if arguments.claims else []
+    print(build_report(plan, configuration_text(arguments), claims).path)
 
 
 def track(arguments: argparse.Namespace) -> None:
@@ -160,6 +162,7 @@ def register(commands: Any) -> None:
     p.add_argument("--show", action="store_true", help="print the table that is there")
     p.add_argument("--check", action="store_true", help="compare the files it was made from with their sha256")
     p.add_argument("--readme", action="store_true", help="renew README.md's table and picture from the report")
+    p.add_argument("--claims", type=Path, metavar="JSON", help="claims with verdicts, for the page's first section")
     add_configuration(p)
 
     p = add(
