@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html.parser
+import io
 import json
 import re
 import shutil
@@ -16,13 +17,15 @@ import pytest
 from PIL import Image
 from report_fixtures import VARIANTS, experiment, make_results, refresh, rewrite
 
-from msd.errors import ConfigError, DamagedFileError, MissingFileError
+from msd.errors import ConfigError, DamagedFileError, MissingFileError, MsdError
 from msd.plan import Plan
-from msd.report import columns, page, pictures, summary, table
+from msd.report import columns, page, partitions, pictures, summary, table
 from msd.report.build import build_report
 from msd.report.claims import Claim, read_claims
 from msd.report.figures import draw_all
+from msd.report.markup import inline
 from msd.report.origins import origins
+from msd.report.pdf import print_report
 from msd.report.read import Report, read
 from msd.report.readme import BEGIN, END, check_readme, readme_block, update_readme
 from msd.report.show import show
@@ -277,8 +280,7 @@ def test_comparisons_pair_what_differs_in_students_alone(built: Plan) -> None:
 def test_html_is_self_contained(built: Plan) -> None:
     text = (built.root / "report.html").read_text()
     found = Page(text)
-    pictures_shown = [r for r in found.references if r.startswith("data:image/png;base64,")]
-    assert len(pictures_shown) == len(list((built.root / "figures").glob("*.png")))
+    assert {inline(path) for path in (built.root / "figures").glob("*.png")} <= set(found.references)
     assert all(r.startswith(("data:image/png;base64,", "#")) for r in found.references)
     assert not {"script", "link", "iframe", "object"} & set(found.tags)
     assert not found.handlers
@@ -492,7 +494,7 @@ def test_a_large_overview_is_made_small(plan: Plan, tmp_path: Path) -> None:
 )
 def test_tiles_of_any_size_fit(shape: tuple[int, int, int], side: int) -> None:
     image = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
-    tile = pictures._tile(image, pictures.GALLERY_TILE)
+    tile = pictures.tile(image, pictures.GALLERY_TILE)
     assert tile.size == (side, side)
     assert len(set(tile.getpixel((0, 0)))) == (3 if shape[0] == 3 else 1)
 
@@ -505,3 +507,37 @@ def test_many_variants_stand_in_bands(tmp_path: Path) -> None:
     overview = Image.open(tmp_path / "overview.png")
     assert overview.width < 2000
     assert overview.height > 2 * 10 * 56
+
+
+def test_partition_card_shows_each_part_and_what_is_confused_across(built: Plan) -> None:
+    card, *others = partitions.cards(read(built))
+    assert others == []  # all variants of four students share one partition
+    assert card.variants == ["msd4", "msd4-equal-total", "msd4-small"]
+    assert [part.classes for part in card.parts] == [3, 3, 2, 2]
+    assert [list(part.shown) for part in card.parts] == [[0, 1, 2], [3, 4, 5], [6, 7], [8, 9]]
+    assert sum(part.images for part in card.parts) == 500
+    # the fixture's judge takes 4 for 9, and each class for its neighbour
+    assert card.pairs[0].classes == (4, 9)
+    assert card.pairs[0].students == (2, 4)
+    assert {pair.classes for pair in card.pairs[1:]} == {(2, 3), (5, 6), (7, 8), (0, 9)}
+    assert card.crossing == pytest.approx((0.09 / 0.15, 1 - 16 / 90))
+    shown = Image.open(io.BytesIO(card.parts[3].shown[9])).convert("L")
+    data = np.load(built.data.manifest.parent / "train-images.npy")
+    labels = np.load(built.data.manifest.parent / "train-labels.npy")
+    tile = np.asarray(shown)[:, :56]
+    assert np.array_equal(tile, data[labels == 9][0, 0].repeat(2, 0).repeat(2, 1))
+
+
+def test_pdf_needs_a_browser_and_a_report(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingFileError, match=r"Debian: apt install chromium(.|\n)*report\.html"):
+        print_report(plan, tmp_path / "out.pdf")
+    broken = tmp_path / "chromium"
+    broken.write_text("#!/bin/sh\necho 'no display' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    with pytest.raises(MsdError, match="no display"):
+        print_report(plan, tmp_path / "out.pdf")
+    plan.report.unlink()
+    with pytest.raises(MissingFileError, match=r"report\.json"):
+        print_report(plan, tmp_path / "out.pdf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chromium", "results"]

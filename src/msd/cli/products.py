@@ -84,6 +84,12 @@ def report(arguments: argparse.Namespace) -> None:
 
         update_readme(plan, Path("README.md"), Path("docs/images/overview.png"))
         return
+    if arguments.pdf:
+        from msd.report.pdf import print_report
+
+        print_report(plan, arguments.pdf)
+        print(arguments.pdf)
+        return
     from msd.report.build import build_report
     from msd.report.claims import read_claims
 
@@ -157,11 +163,15 @@ def register(commands: Any) -> None:
     add_configuration(p)
 
     p = add(
-        "report", report, "write the ablation table, the figures and report.html", ["msd report", "msd report --show"]
+        "report",
+        report,
+        "write the ablation table, the figures and report.html",
+        ["msd report", "msd report --show", "msd report --pdf report.pdf"],
     )
     p.add_argument("--show", action="store_true", help="print the table that is there")
     p.add_argument("--check", action="store_true", help="compare the files it was made from with their sha256")
     p.add_argument("--readme", action="store_true", help="renew README.md's table and picture from the report")
+    p.add_argument("--pdf", type=Path, metavar="OUT", help="print report.html as PDF (needs Chromium)")
     p.add_argument("--claims", type=Path, metavar="JSON", help="claims with verdicts, for the page's first section")
     add_configuration(p)
 

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from msd.report import columns, curves, pictures
+from msd.report import columns, curves, partitions, pictures
 from msd.report.read import Report, Row
-from msd.report.style import GRID, INK, PARTS, SOFT, STYLE, WIDTH, Figure, looks, save
+from msd.report.style import INK, PARTS, SOFT, STYLE, WIDTH, Figure, looks, save
 
 NUMBERED = 20  # classes up to which a cell carries its number
 
@@ -48,14 +48,11 @@ def _draw(report: Report, folder: Path) -> list[Figure | None]:
 
 def partition(report: Report, path: Path) -> Figure | None:
     """Which class belongs to which student, one strip for each distinct partition of several students."""
-    distinct: dict[str, tuple[Row, list[str]]] = {}
-    for row in report.rows:
-        if len(row.parts) > 1:
-            distinct.setdefault(str(row.parts), (row, []))[1].append(row.name)
+    distinct = partitions.distinct(report.rows)
     if not distinct:
         return None
     canvas = Canvas(figsize=(WIDTH, 1.0 * len(distinct) + 0.1), layout="constrained")
-    for ax, (first, names) in zip(canvas.subplots(len(distinct), squeeze=False)[:, 0], distinct.values(), strict=True):
+    for ax, (first, names) in zip(canvas.subplots(len(distinct), squeeze=False)[:, 0], distinct, strict=True):
         parts = first.parts
         classes = sum(map(len, parts))
         owner = np.empty(classes, dtype=int)
@@ -83,14 +80,14 @@ def partition(report: Report, path: Path) -> Figure | None:
         " Distance within parts: of the teacher's class embeddings from their part's mean, "
         "small where the classes of a part are alike."
     )
-    spread *= any(row.within_part_distance is not None for row, _ in distinct.values())
+    spread *= any(row.within_part_distance is not None for row, _ in distinct)
     numbers = " The number in a cell is the student's." if classes <= NUMBERED else ""
     return Figure(
         path,
         "Which student owns which class",
         f"One strip per distinct partition, the classes from left to right, a colour per student.{numbers} "
         "Variants of one student have no strip: it owns every class." + spread,
-        f"Partitions of {', '.join(_listed(names) for _, names in distinct.values())}.",
+        f"Partitions of {', '.join(_listed(names) for _, names in distinct)}.",
         section="partition",
     )
 
@@ -207,7 +204,7 @@ def _front(points: Sequence[_Point]) -> list[_Point]:
 
 def _front_and_floor(points: Sequence[_Point]) -> str:
     """What the lines mean, and the bars where there are any."""
-    text = "Grey steps: the best that is to be had for so much or less. Dashed: the floor, real images against real images."
+    text = "Grey steps: the best to be had for so much or less. Dashed: the floor, real images against real images."
     seeds = {1 + len(point.row.replicates) for point in points} - {1}
     if not seeds:
         return text
@@ -246,7 +243,7 @@ def _scatter(ax: Axes, report: Report, points: Sequence[_Point], xlabel: str) ->
         fontsize=8,
     )
     front = _front(points)
-    ax.step([p.x for p in front], [p.y for p in front], where="post", color=GRID, lw=2, zorder=1)
+    ax.step([p.x for p in front], [p.y for p in front], where="post", color="#c3cad1", lw=2, zorder=1)
     for point in points:
         own = look[point.row.name]
         if point.row.replicates:

@@ -52,7 +52,7 @@ def gallery(row: Row, path: Path) -> Figure:
     """One variant: a row per class, a column per noise; a strip tells which student made the row."""
     images = _load(row)
     classes = shown_classes(len(images))
-    tiles = [[_tile(images[c, j], GALLERY_TILE) for j in range(images.shape[1])] for c in classes]
+    tiles = [[tile(images[c, j], GALLERY_TILE) for j in range(images.shape[1])] for c in classes]
     side, gap, left = tiles[0][0].height, 4, 92 if len(row.parts) > 1 else 56
     sheet = Image.new("RGB", (left + len(tiles[0]) * (side + gap), len(tiles) * (side + gap) - gap), WHITE)
     draw = ImageDraw.Draw(sheet)
@@ -63,8 +63,8 @@ def gallery(row: Row, path: Path) -> Figure:
         if len(row.parts) > 1:
             draw.rectangle((52, top, 80, top + side - 1), fill=PARTS[owner[c] % len(PARTS)])
             draw.text((66, top + side / 2), str(owner[c] + 1), INK, _font(18), anchor="mm")
-        for x, tile in enumerate(line):
-            sheet.paste(tile, (left + x * (side + gap), top))
+        for x, picture in enumerate(line):
+            sheet.paste(picture, (left + x * (side + gap), top))
     _save(sheet, path)
     strip = " The strip beside it gives the student that owns the class." if len(row.parts) > 1 else ""
     return Figure(
@@ -78,11 +78,11 @@ def gallery(row: Row, path: Path) -> Figure:
     )
 
 
-def shown_classes(number: int) -> list[int]:
+def shown_classes(number: int, limit: int = MAX_CLASSES) -> list[int]:
     """All classes, or as many as fit, evenly spread so that every part is likely to be seen."""
-    if number <= MAX_CLASSES:
+    if number <= limit:
         return list(range(number))
-    return [round(i) for i in np.linspace(0, number - 1, MAX_CLASSES)]
+    return [round(i) for i in np.linspace(0, number - 1, limit)]
 
 
 def _cut(classes: Sequence[int], number: int) -> str:
@@ -96,7 +96,7 @@ def _band(
     look, metric = looks(report.rows), report.numbers["metric"]["name"]
     distances = [row.numbers[metric] for row in report.rows]
     count = min(OVERVIEW_COLUMNS, *(g.shape[1] for g in galleries.values()))
-    side = _tile(galleries[rows[0].name][0, 0], 56).height
+    side = tile(galleries[rows[0].name][0, 0], 56).height
     gap, between, left, line = 2, 22, 58, 36
     names = {row.name: _wrapped(row.name) for row in rows}
     value = f"{metric} {columns.distance(max(distances), distances)}"
@@ -120,8 +120,7 @@ def _band(
         draw.rectangle((x, head - 16, x + count * (side + gap) - gap - 1, head - 9), fill=look[row.name].colour)
         for y, c in enumerate(classes):
             for j in range(count):
-                tile = _tile(galleries[row.name][c, j], 56)
-                sheet.paste(tile, (x + j * (side + gap), head + y * (side + gap)))
+                sheet.paste(tile(galleries[row.name][c, j], 56), (x + j * (side + gap), head + y * (side + gap)))
     return sheet
 
 
@@ -147,7 +146,7 @@ def _load(row: Row) -> NDArray[np.uint8]:
     return images
 
 
-def _tile(image: NDArray[np.uint8], about: int) -> Image.Image:
+def tile(image: NDArray[np.uint8], about: int) -> Image.Image:
     """(C, H, W) uint8 enlarged by a whole factor to about so many pixels, never smoothed; large ones are reduced."""
     picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).convert("RGB")
     limit = min(MAX_TILE, 2 * about)

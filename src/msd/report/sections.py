@@ -1,7 +1,7 @@
 """The sections of report.html, in order. Each takes the content and gives a section, or nothing where there is none.
 
 To add one: write a function beside these (or in a module of its own), a template in ``templates/sections``, and put
-the function into ``SECTIONS``. A section that shows figures alone is ``_pictures(id, title)``; its figures carry the id.
+the function into ``SECTIONS``. A section of figures alone is ``_pictures(…)``; its figures carry the section's id.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from msd.report import columns, summary, table
+from msd.report import columns, partitions, summary, table
 from msd.report.claims import Claim
 from msd.report.markup import fill
 from msd.report.origins import Origin, Origins
@@ -113,9 +113,25 @@ def ablation(content: Content) -> Section:
     )
 
 
+def partition(content: Content) -> Section | None:
+    """What each student owns. Not there where no variant has several."""
+    found = partitions.cards(content.report)
+    if not found:
+        return None
+    body = fill("sections/partition.html.j2", cards=found, figures=content.shown_in("partition"))
+    return Section("partition", "Which student owns which class", body, "Partition")
+
+
 def galleries(content: Content) -> Section:
-    """Each variant's images, folded up."""
-    body = fill("sections/galleries.html.j2", galleries=content.shown_in("galleries"), looks=looks(content.report.rows))
+    """Each variant's images; folded up, but for the best student's."""
+    report = content.report
+    distances = {row.name: row.numbers[report.numbers["metric"]["name"]] for row in report.rows if not row.is_teacher}
+    body = fill(
+        "sections/galleries.html.j2",
+        galleries=content.shown_in("galleries"),
+        best=min(distances, key=lambda name: distances[name], default=None),
+        looks=looks(report.rows),
+    )
     return Section("galleries", "Galleries", body, "Galleries")
 
 
@@ -146,7 +162,7 @@ SECTIONS: tuple[Callable[[Content], Section | None], ...] = (
     _pictures("glance", "Every variant at a glance", "At a glance"),
     ablation,
     _pictures("cost", "Quality against cost", "Cost"),
-    _pictures("partition", "Which student owns which class", "Partition"),
+    partition,
     _pictures("figures", "More figures", "Figures"),
     galleries,
     provenance,
