@@ -90,6 +90,11 @@ def report(arguments: argparse.Namespace) -> None:
         print_report(plan, arguments.pdf)
         print(arguments.pdf)
         return
+    if arguments.tables:
+        from msd.report.published import write_tables
+
+        print("\n".join(map(str, write_tables(plan, arguments.tables))))
+        return
     from msd.report.build import build_report
     from msd.report.claims import read_claims
 
@@ -172,6 +177,12 @@ def register(commands: Any) -> None:
     p.add_argument("--check", action="store_true", help="compare the files it was made from with their sha256")
     p.add_argument("--readme", action="store_true", help="renew README.md's table and picture from the report")
     p.add_argument("--pdf", type=Path, metavar="OUT", help="print report.html as PDF (needs Chromium)")
+    p.add_argument(
+        "--tables",
+        type=Path,
+        metavar="OUTDIR",
+        help="write the paper's tables 1 to 3 with our column, LaTeX and Markdown",
+    )
     p.add_argument("--claims", type=Path, metavar="JSON", help="claims with verdicts, for the page's first section")
     add_configuration(p)
 
