@@ -13,6 +13,7 @@ from msd.bundle.bundle import Bundle
 from msd.data.archive import LabelledImages, open_half
 from msd.errors import ConfigError, DamagedFileError
 from msd.evaluate.classifier import Classifier, accuracy, load_classifier, save_classifier
+from msd.evaluate.confusion import likely_others
 from msd.evaluate.metrics import asked_class_share, distances
 from msd.evaluate.sampling import conditions_of_images, sample
 from msd.networks import Preconditioned, save_network
@@ -124,6 +125,17 @@ def test_real_images_show_what_they_are(real: LabelledImages) -> None:
     assert np.mean(per_class) == pytest.approx(share)
     assert asked_class_share(images, (real.labels + 1) % 10, judge)[0] < 0.05
     assert accuracy(judge, real) == pytest.approx(share)
+
+
+def test_the_judge_says_which_classes_are_alike(real: LabelledImages) -> None:
+    judge = load_classifier(JUDGE)
+    others = likely_others(real.images, real.labels, judge)
+    assert [sorted(c for c, _ in row) for row in others] == [[c for c in range(10) if c != own] for own in range(10)]
+    assert all(row == sorted(row, key=lambda pair: -pair[1]) for row in others)
+    assert {others[4][0][0], others[9][0][0]} & {4, 9}  # the best-known pair
+    with torch.no_grad():
+        shares = judge.of_uint8(torch.from_numpy(np.array(real.images[real.labels == 4])))[1].softmax(1).mean(0)
+    assert dict(others[4])[9] == pytest.approx(float(shares[9]), abs=1e-5)
 
 
 def test_real_images_are_close_to_real_images(real: LabelledImages, train: LabelledImages) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import html.parser
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,15 +17,19 @@ import pytest
 from PIL import Image
 from report_fixtures import VARIANTS, experiment, make_results, refresh, rewrite
 
-from msd.errors import ConfigError, DamagedFileError, MissingFileError
+from msd.errors import ConfigError, DamagedFileError, MissingFileError, MsdError
 from msd.plan import Plan
-from msd.report import columns, page, pictures, summary, table
+from msd.report import columns, page, partitions, pictures, summary, table
 from msd.report.build import build_report
+from msd.report.claims_page import Line
 from msd.report.figures import draw_all
+from msd.report.markup import inline
+from msd.report.origins import origins
+from msd.report.pdf import print_report
 from msd.report.read import Report, read
 from msd.report.readme import BEGIN, END, check_readme, readme_block, update_readme
 from msd.report.show import show
-from msd.store import Manifest, read_json
+from msd.store import Manifest, read_json, sha256_file
 
 CSV_COLUMNS = [
     "variant",
@@ -274,8 +280,7 @@ def test_comparisons_pair_what_differs_in_students_alone(built: Plan) -> None:
 def test_html_is_self_contained(built: Plan) -> None:
     text = (built.root / "report.html").read_text()
     found = Page(text)
-    pictures_shown = [r for r in found.references if r.startswith("data:image/png;base64,")]
-    assert len(pictures_shown) == len(list((built.root / "figures").glob("*.png")))
+    assert {inline(path) for path in (built.root / "figures").glob("*.png")} <= set(found.references)
     assert all(r.startswith(("data:image/png;base64,", "#")) for r in found.references)
     assert not {"script", "link", "iframe", "object"} & set(found.tags)
     assert not found.handlers
@@ -288,6 +293,52 @@ def test_html_is_self_contained(built: Plan) -> None:
         assert name in text
     for path in built.report_inputs:
         assert path.relative_to(built.root).as_posix() in text
+    ids = re.findall(r'popovertarget="([^"]+)"', text)
+    assert len(ids) >= len(VARIANTS) * (len(CSV_COLUMNS) - 1)
+    assert set(re.findall(r'popover class="origin" id="([^"]+)"', text)) == set(ids)
+
+
+def test_every_number_of_the_table_leads_to_its_manifest(built: Plan) -> None:
+    traced = origins(read(built), "--configfile x.yaml")
+    assert sum(map(len, traced.cells)) == len(VARIANTS) * (len(CSV_COLUMNS) - 1)
+    for origin in traced:
+        path = built.root / Path(origin.manifest).relative_to("results/mnist")
+        value = read_json(path)
+        for name in origin.key.split("."):
+            value = value[name]
+        assert value == origin.value, origin.title
+        assert origin.sha256 == sha256_file(path)
+        assert origin.command == f"msd {read_json(path)['kind']} {origin.manifest} --configfile x.yaml"
+
+
+def test_claims_come_first_or_not_at_all(built: Plan, tmp_path: Path) -> None:
+    report = read(built)
+    figures = draw_without_files(report, tmp_path)
+    assert '<section id="claims"' not in page.render(report, figures, origins(report))
+    claim = Line("2b", "Four beat one.", "not reported", ["`msd4` 3 v. `single` 4", "and again"], "holds")
+    text = page.render(report, figures, origins(report), [claim])
+    assert "<code>msd4</code> 3 v. <code>single</code> 4<br>and again" in text
+    sections = re.findall(r'<section id="([a-z]+)"', text)
+    assert sections[:3] == ["claims", "glance", "table"]
+    assert re.findall(r'<a href="#([a-z]+)"', text) == sections
+
+
+def test_other_seeds_are_found_and_nothing_else(plan: Plan) -> None:
+    assert all(row.replicates == [] for row in read(plan).rows)
+    for seed in (1, 2):
+        node = make_results(plan.root.parent, replicate=seed).variants["msd4"].evaluation
+        rewrite(node, metrics=Manifest.read(node.manifest).results["metrics"] | {"fd_digits": 24.0 + seed})
+    # another recipe under the same seed is another experiment
+    changed = experiment({"msd4": {"students": 4, "images": 2}}).model_copy(update={"seed": 3})
+    make_results(plan.root.parent, changed)
+    report = read(plan)
+    row = next(row for row in report.rows if row.name == "msd4")
+    assert [(r.seed, r.distance) for r in row.replicates] == [(1, 25.0), (2, 26.0)]
+    drawn = {figure.path.name: figure for figure in draw_all(report, plan.root / "figures")}
+    assert "3 seeds" in drawn["quality-latency.png"].caption
+    rewrite(node, metric=Manifest.read(node.manifest).results["metric"] | {"images": 7})
+    with pytest.raises(DamagedFileError, match="for msd4, seed 2"):
+        read(plan)
 
 
 def test_html_and_markdown_escape_odd_labels(built: Plan, tmp_path: Path) -> None:
@@ -296,7 +347,8 @@ def test_html_and_markdown_escape_odd_labels(built: Plan, tmp_path: Path) -> Non
     report.rows[1].numbers["variant"] = odd  # the same dictionaries as in report.numbers
     report.numbers["machines"]["latency"] = ["<b>CPU</b>"]
     report.provenance["machine"] = "<img src=x onerror=alert(1)>"
-    text = page.render(report, draw_without_files(report, tmp_path))
+    claim = Line("1", odd, "2.37 & 2.60", ["<b>20</b>"], "holds")
+    text = page.render(report, draw_without_files(report, tmp_path), origins(report), [claim])
     assert "script" not in Page(text).tags
     assert "b" in Page(text).tags
     assert "&lt;script&gt;" in text
@@ -434,7 +486,7 @@ def test_a_large_overview_is_made_small(plan: Plan, tmp_path: Path) -> None:
 )
 def test_tiles_of_any_size_fit(shape: tuple[int, int, int], side: int) -> None:
     image = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
-    tile = pictures._tile(image, pictures.GALLERY_TILE)
+    tile = pictures.tile(image, pictures.GALLERY_TILE)
     assert tile.size == (side, side)
     assert len(set(tile.getpixel((0, 0)))) == (3 if shape[0] == 3 else 1)
 
@@ -447,3 +499,37 @@ def test_many_variants_stand_in_bands(tmp_path: Path) -> None:
     overview = Image.open(tmp_path / "overview.png")
     assert overview.width < 2000
     assert overview.height > 2 * 10 * 56
+
+
+def test_partition_card_shows_each_part_and_what_is_confused_across(built: Plan) -> None:
+    card, *others = partitions.cards(read(built))
+    assert others == []  # all variants of four students share one partition
+    assert card.variants == ["msd4", "msd4-equal-total", "msd4-small"]
+    assert [part.classes for part in card.parts] == [3, 3, 2, 2]
+    assert [list(part.shown) for part in card.parts] == [[0, 1, 2], [3, 4, 5], [6, 7], [8, 9]]
+    assert sum(part.images for part in card.parts) == 500
+    # the fixture's judge takes 4 for 9, and each class for its neighbour
+    assert card.pairs[0].classes == (4, 9)
+    assert card.pairs[0].students == (2, 4)
+    assert {pair.classes for pair in card.pairs[1:]} == {(2, 3), (5, 6), (7, 8), (0, 9)}
+    assert card.crossing == pytest.approx((0.09 / 0.15, 1 - 16 / 90))
+    shown = Image.open(io.BytesIO(card.parts[3].shown[9])).convert("L")
+    data = np.load(built.data.manifest.parent / "train-images.npy")
+    labels = np.load(built.data.manifest.parent / "train-labels.npy")
+    tile = np.asarray(shown)[:, :56]
+    assert np.array_equal(tile, data[labels == 9][0, 0].repeat(2, 0).repeat(2, 1))
+
+
+def test_pdf_needs_a_browser_and_a_report(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingFileError, match=r"Debian: apt install chromium(.|\n)*report\.html"):
+        print_report(plan, tmp_path / "out.pdf")
+    broken = tmp_path / "chromium"
+    broken.write_text("#!/bin/sh\necho 'no display' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    with pytest.raises(MsdError, match="no display"):
+        print_report(plan, tmp_path / "out.pdf")
+    plan.report.unlink()
+    with pytest.raises(MissingFileError, match=r"report\.json"):
+        print_report(plan, tmp_path / "out.pdf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chromium", "results"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +15,9 @@ from urllib.parse import quote
 import pytest
 from mlflow import MlflowClient
 from mlflow_server import serving
-from working_copy import WorkingCopy
+from working_copy import COMMANDS, WorkingCopy
 
-from msd.store import read_json
+from msd.store import read_json, sha256_file
 
 pytestmark = pytest.mark.browser
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -30,7 +32,13 @@ def whole(copy: WorkingCopy) -> WorkingCopy:
     """An experiment of two variants whose curves have forty points."""
     recipe = {"dm": {"images": 640, "batch_size": 16, "regression": None}}
     variants = {"single": {"students": 1, "stages": ["dm"]}, "msd2": {"students": 2, "stages": ["dm"]}}
-    copy.run("all", configfile=copy.overlay("compare", {"recipe": recipe, "variants": variants}))
+    claims = [
+        {"number": number, "claim": "Two beat one. " * 9, "paper": "2.49 against 2.60", "expected": pairs, "seeds": 1}
+        for number, pairs in (("1", [["msd2", "single"]]), ("2b", [["msd2", "single"], ["single", "msd2"]]))
+    ]
+    overlay = copy.overlay("compare", {"recipe": recipe, "variants": variants, "claims": claims})
+    copy.run("claims", configfile=overlay)
+    copy.run("all", configfile=overlay)
     return copy
 
 
@@ -49,16 +57,90 @@ def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
     chrome.quit()
 
 
-def test_report_opens_from_disk(whole: WorkingCopy, browser: webdriver.Chrome) -> None:
-    browser.get(f"file://{whole.results('compare') / 'report.html'}")
-    assert "compare" in browser.page_source
-    widths = browser.execute_script("return [...document.images].map(i => i.naturalWidth)")
-    assert len(widths) >= 3
-    assert all(widths)
+@pytest.fixture(scope="module")
+def page(whole: WorkingCopy) -> str:
+    """The address of the report on disk, with claims, which make its longest section."""
+    return f"file://{whole.results('compare') / 'report.html'}"
+
+
+def msd(whole: WorkingCopy, *arguments: str) -> None:
+    command = [str(COMMANDS / "msd"), *arguments, "--configfile", "experiments/compare.yaml"]
+    subprocess.run(command, cwd=whole.folder, env=whole.environment(), check=True, capture_output=True)
+
+
+def open_at(browser: webdriver.Chrome, page: str, width: int) -> None:
+    """A window may not be narrower than 500 pixels, a device may."""
+    device = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+    browser.get(page)
+    assert browser.execute_script("return window.innerWidth") == width
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_report_fits_a_wide_and_a_narrow_window(page: str, browser: webdriver.Chrome, width: int) -> None:
+    """Nothing sticks out; what is wider scrolls in its own box; every picture is there and large enough to read."""
+    open_at(browser, page, width)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    outside = """
+        return [...document.body.querySelectorAll('*')]
+          .filter(e => e.getClientRects().length && !e.closest('.scroll > *'))
+          .filter(e => { const r = e.getBoundingClientRect(); return r.right > innerWidth + 1 || r.left < -1; })
+          .map(e => e.outerHTML.slice(0, 100));
+    """
+    assert browser.execute_script(outside) == []
+    clipped = (
+        "return [...document.querySelectorAll('.scroll')].filter(e => getComputedStyle(e).overflowX != 'auto').length"
+    )
+    assert browser.execute_script(clipped) == 0
+    images = browser.execute_script("return [...document.images].map(i => [i.complete, i.naturalWidth, i.clientWidth])")
+    assert len(images) >= 20
+    assert all(complete and natural for complete, natural, _ in images)
+    assert min(shown for *_, shown in images) >= 35
+    figures = browser.execute_script("return [...document.querySelectorAll('.scroll > img')].map(i => i.clientWidth)")
+    assert min(figures) >= 600
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
-    browser.set_window_size(420, 900)
-    overflow = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
-    assert overflow <= 1, "a narrow window has to scroll sideways"
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_a_number_opens_its_provenance(whole: WorkingCopy, page: str, browser: webdriver.Chrome, width: int) -> None:
+    open_at(browser, page, width)
+    assert browser.find_elements("css selector", ":popover-open") == []
+    row = next(r for r in browser.find_elements("css selector", ".numbers tbody tr") if r.text.startswith("msd2"))
+    button = row.find_elements("css selector", "button")[5]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", button)
+    button.click()
+    (opened,) = browser.find_elements("css selector", ":popover-open")
+    (evaluation,) = whole.results("compare").glob("evaluation/msd2-*/manifest.json")
+    path = str(evaluation.relative_to(whole.folder))
+    terms = [e.text for e in opened.find_elements("css selector", "dt")]
+    said = dict(zip(terms, [e.text for e in opened.find_elements("css selector", "dd")], strict=True))
+    assert said["manifest"] == path
+    assert said["sha256"] == sha256_file(evaluation)
+    assert said["made by"] == f"msd evaluate {path} --configfile experiments/compare.yaml"
+    assert opened.find_element("css selector", ".value").text == str(
+        read_json(evaluation)["results"]["metrics"]["fd_digits"]
+    )
+    inside = browser.execute_script("const r = arguments[0].getBoundingClientRect(); return [r.left, r.right]", opened)
+    assert inside[0] >= 0
+    assert inside[1] <= width
+    browser.switch_to.active_element.send_keys("\ue00c")  # Escape
+    assert browser.find_elements("css selector", ":popover-open") == []
+
+
+def test_report_on_paper(whole: WorkingCopy, page: str, browser: webdriver.Chrome) -> None:
+    msd(whole, "report", "--pdf", "report.pdf")
+    content = (whole.folder / "report.pdf").read_bytes()
+    assert content.startswith(b"%PDF-")
+    browser.get(page)
+    sections = len(browser.find_elements("css selector", "section"))
+    # the first section stands under the title, each other begins a page
+    assert len(re.findall(rb"/Type\s*/Page\b", content)) >= sections
+    closed = "return [...document.querySelectorAll('details:not([open]) img')].map(i => i.checkVisibility())"
+    assert any(not seen for seen in browser.execute_script(closed))
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert all(browser.execute_script(closed)), "what is folded up stays so on paper"
+    assert browser.execute_script("return getComputedStyle(document.querySelector('nav')).display") == "none"
 
 
 @pytest.fixture(scope="module")

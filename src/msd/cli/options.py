@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from msd.config import load
@@ -25,6 +26,14 @@ def add_configuration(parser: argparse.ArgumentParser) -> None:
 def plan_of(arguments: argparse.Namespace) -> Plan:
     """The plan of the configuration that the arguments choose."""
     return Plan(load(arguments.params, arguments.configfile, arguments.config))
+
+
+def configuration_text(arguments: argparse.Namespace) -> str:
+    """The same options as one would type them; empty where all are the defaults."""
+    words = [] if arguments.params == Path("params.yaml") else ["--params", str(arguments.params)]
+    words += [word for path in arguments.configfile for word in ("--configfile", str(path))]
+    words += [word for setting in arguments.config for word in ("--config", setting)]
+    return shlex.join(words)
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:

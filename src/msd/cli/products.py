@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from msd.cli.actions import CommandParser, texts
-from msd.cli.options import add_configuration, plan_of, positive
+from msd.cli.options import add_configuration, configuration_text, plan_of, positive
 from msd.errors import ConfigError, MissingFileError
 from msd.store import Manifest
 
@@ -100,9 +100,20 @@ def report(arguments: argparse.Namespace) -> None:
 
         update_readme(plan, Path("README.md"), Path("docs/images/overview.png"))
         return
+    if arguments.pdf:
+        from msd.report.pdf import print_report
+
+        print_report(plan, arguments.pdf)
+        print(arguments.pdf)
+        return
+    if arguments.tables:
+        from msd.report.published import write_tables
+
+        print("\n".join(map(str, write_tables(plan, arguments.tables))))
+        return
     from msd.report.build import build_report
 
-    print(build_report(plan).path)
+    print(build_report(plan, configuration_text(arguments)).path)
 
 
 def track(arguments: argparse.Namespace) -> None:
@@ -171,7 +182,10 @@ def register(commands: Any) -> None:
     add_configuration(p)
 
     p = add(
-        "report", report, "write the ablation table, the figures and report.html", ["msd report", "msd report --show"]
+        "report",
+        report,
+        "write the ablation table, the figures and report.html",
+        ["msd report", "msd report --show", "msd report --pdf report.pdf"],
     )
     action = p.add_action(
         "claims",
@@ -184,6 +198,13 @@ def register(commands: Any) -> None:
     p.add_argument("--show", action="store_true", help="print the table that is there")
     p.add_argument("--check", action="store_true", help="compare the files it was made from with their sha256")
     p.add_argument("--readme", action="store_true", help="renew README.md's table and picture from the report")
+    p.add_argument("--pdf", type=Path, metavar="OUT", help="print report.html as PDF (needs Chromium)")
+    p.add_argument(
+        "--tables",
+        type=Path,
+        metavar="OUTDIR",
+        help="write the paper's tables 1 to 3 with our column, LaTeX and Markdown",
+    )
     add_configuration(p)
 
     p = add(

@@ -14,6 +14,7 @@ from msd.config import Compute
 from msd.data.archive import LabelledImages, open_half
 from msd.errors import ConfigError
 from msd.evaluate.classifier import load_classifier
+from msd.evaluate.confusion import likely_others
 from msd.evaluate.metrics import asked_class_share, distances
 from msd.evaluate.sampling import conditions_of_images, sample
 from msd.plan import Node
@@ -116,4 +117,5 @@ def evaluate_floor(node: Node) -> Manifest:
     judge = load_classifier(inputs["judge"].file("weights"))
     share, per_class = asked_class_share(np.array(reference.images), reference.labels, judge)
     results["metrics"]["asked_class_share"], results["asked_class_share_per_class"] = share, per_class
+    results["judge_takes_for"] = likely_others(np.asarray(reference.images), reference.labels, judge)
     return Manifest.write(node.manifest, kind="floor", settings=node.settings, inputs=node.input_paths, results=results)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from msd.plan import Plan
 from msd.report import figures, page, read, summary, table
+from msd.report.claims_page import lines_of
+from msd.report.origins import origins
 from msd.store import Manifest, write_json, write_text
 
 
-def build_report(plan: Plan) -> Manifest:
+def build_report(plan: Plan, configuration: str = "") -> Manifest:
     """Make ablation.csv, ablation.md, metrics.json, figures/*.png, report.html, then ``plan.report``.
+
+    Args:
+        plan: of the experiment.
+        configuration: the options that chose it on the command line; the page's commands repeat them.
 
     Raises:
         MissingFileError: something of the experiment is not made yet.
@@ -22,7 +28,7 @@ def build_report(plan: Plan) -> Manifest:
     texts = {
         "ablation.csv": table.csv(report.numbers),
         "ablation.md": f"# Ablation table of `{plan.experiment.experiment}`\n\n{table.explained(report.numbers)}\n",
-        "report.html": page.render(report, drawn),
+        "report.html": page.render(report, drawn, origins(report, configuration), lines_of(plan)),
     }
     for name, text in texts.items():
         write_text(root / name, text)

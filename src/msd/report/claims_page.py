@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from msd.errors import DamagedFileError, MissingFileError
@@ -29,6 +30,21 @@ pair: the two means over the training seeds, and the difference with its 95 % co
 by seed). A claim **holds** if every interval lies below zero, it **does not hold** if one lies above; otherwise it is
 **undecided**. Three seeds make wide intervals. With one seed there is none, and the row says so.
 """
+
+
+@dataclass(frozen=True)
+class Line:
+    """One claim in words; names stand in backticks.
+
+    Attributes:
+        here: what was found, pair by pair.
+    """
+
+    number: str
+    claim: str
+    paper: str
+    here: list[str]
+    verdict: str
 
 
 def build(plan: Plan, folder: Path = FOLDER, page: Path = PAGE) -> Claims:
@@ -115,14 +131,31 @@ def _picture(one: Claims) -> str:
     return f"images/claims-{one.experiment}.png"
 
 
+def lines_of(plan: Plan, folder: Path = FOLDER) -> list[Line]:
+    """The claims on a plan's data, as far as they are kept; no lines where none are."""
+    kept = folder / plan.experiment.experiment
+    return _lines(read_claims(kept)) if (kept / LIST).exists() else []
+
+
+def _lines(one: Claims) -> list[Line]:
+    return [
+        Line(
+            judged.claim.number,
+            judged.claim.claim,
+            judged.claim.paper,
+            [here(one, c, judged.claim.seeds) for c in judged.comparisons],
+            verdict_text(judged),
+        )
+        for judged in one.judged
+    ]
+
+
 def _summary(claims: Sequence[Claims]) -> str:
-    rows = [(judged, one) for one in claims for judged in one.judged]
-    rows.sort(key=lambda pair: (_order(pair[0].claim.number), pair[1].experiment))
+    rows = [(line, one.experiment) for one in claims for line in _lines(one)]
+    rows.sort(key=lambda pair: (_order(pair[0].number), pair[1]))
     lines = ["| | claim | paper | data | here | |", "| :-- | :-- | :-- | :-- | :-- | :-- |"]
-    for judged, one in rows:
-        found = "<br>".join(here(one, c, judged.claim.seeds) for c in judged.comparisons)
-        claim = judged.claim
-        texts = [claim.number, claim.claim, claim.paper, one.experiment, found, f"**{verdict_text(judged)}**"]
+    for line, data in rows:
+        texts = [line.number, line.claim, line.paper, data, "<br>".join(line.here), f"**{line.verdict}**"]
         lines.append(f"| {' | '.join(texts)} |")
     return "\n".join(lines) + "\n"
 

@@ -20,6 +20,8 @@ class Column:
         text: (value, all values of the column) → text; some columns share their number of decimals.
         better: +1 the larger the better, −1 the smaller, 0 a setting and no result.
         whole: holds whole numbers.
+        source: the kind of manifest that it is read from.
+        found: where it stands there; ``{key}`` and ``{variant}`` are filled in.
     """
 
     key: str
@@ -27,6 +29,8 @@ class Column:
     text: Format
     better: int = 0
     whole: bool = False
+    source: str = "evaluation"
+    found: str = "results.{key}"
 
     @property
     def heading(self) -> str:
@@ -49,17 +53,18 @@ def metric_label(metric: Mapping[str, Any]) -> str:
 
 def columns(metric: Mapping[str, Any]) -> list[Column]:
     """The table's columns, in order; the distance is named by the metric."""
+    measured, timed = "results.metrics.{key}", "results.variants.{variant}.p50_ms"
     return [
         Column("students", "students", _count, whole=True),
         Column("parameters_per_student", "parameters each", lambda v, _: millions(v), whole=True),
         Column("nfe", "NFE", _count, whole=True),
         Column("images_per_student", "images each", lambda v, _: thousands(v), whole=True),
         Column("images_total", "images in all", lambda v, _: thousands(v), whole=True),
-        Column(metric["name"], metric_label(metric), distance, better=-1),
-        Column("precision", "precision", _share, better=1),
-        Column("recall", "recall", _share, better=1),
-        Column("asked_class_share", "asked class", lambda v, _: percent(v), better=1),
-        Column("latency_p50_ms", "latency p50", lambda v, _: milliseconds(v), better=-1),
+        Column(metric["name"], metric_label(metric), distance, better=-1, found=measured),
+        Column("precision", "precision", _share, better=1, found=measured),
+        Column("recall", "recall", _share, better=1, found=measured),
+        Column("asked_class_share", "asked class", lambda v, _: percent(v), better=1, found=measured),
+        Column("latency_p50_ms", "latency p50", lambda v, _: milliseconds(v), better=-1, source="latency", found=timed),
         Column("training_seconds", "training", lambda v, _: duration(v), better=-1),
     ]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean  # exact: never outside the least and the greatest
 
 import numpy as np
 from matplotlib import rc_context
@@ -12,7 +15,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from msd.report import columns, curves, pictures
+from msd.report import columns, curves, partitions, pictures
 from msd.report.read import Report, Row
 from msd.report.style import INK, PARTS, SOFT, STYLE, WIDTH, Figure, looks, save
 
@@ -45,14 +48,11 @@ def _draw(report: Report, folder: Path) -> list[Figure | None]:
 
 def partition(report: Report, path: Path) -> Figure | None:
     """Which class belongs to which student, one strip for each distinct partition of several students."""
-    distinct: dict[str, tuple[Row, list[str]]] = {}
-    for row in report.rows:
-        if len(row.parts) > 1:
-            distinct.setdefault(str(row.parts), (row, []))[1].append(row.name)
+    distinct = partitions.distinct(report.rows)
     if not distinct:
         return None
     canvas = Canvas(figsize=(WIDTH, 1.0 * len(distinct) + 0.1), layout="constrained")
-    for ax, (first, names) in zip(canvas.subplots(len(distinct), squeeze=False)[:, 0], distinct.values(), strict=True):
+    for ax, (first, names) in zip(canvas.subplots(len(distinct), squeeze=False)[:, 0], distinct, strict=True):
         parts = first.parts
         classes = sum(map(len, parts))
         owner = np.empty(classes, dtype=int)
@@ -80,14 +80,15 @@ def partition(report: Report, path: Path) -> Figure | None:
         " Distance within parts: of the teacher's class embeddings from their part's mean, "
         "small where the classes of a part are alike."
     )
-    spread *= any(row.within_part_distance is not None for row, _ in distinct.values())
+    spread *= any(row.within_part_distance is not None for row, _ in distinct)
     numbers = " The number in a cell is the student's." if classes <= NUMBERED else ""
     return Figure(
         path,
         "Which student owns which class",
         f"One strip per distinct partition, the classes from left to right, a colour per student.{numbers} "
         "Variants of one student have no strip: it owns every class." + spread,
-        f"Partitions of {', '.join(_listed(names) for _, names in distinct.values())}.",
+        f"Partitions of {', '.join(_listed(names) for _, names in distinct)}.",
+        section="partition",
     )
 
 
@@ -95,22 +96,22 @@ def quality_latency(report: Report, path: Path) -> Figure:
     """The distance against the time to one image."""
     canvas = Canvas(figsize=(WIDTH, 3.9), layout="constrained")
     ax = canvas.subplots()
-    points = []
-    for row in report.rows:
-        x, y = row.numbers["latency_p50_ms"], row.numbers[report.numbers["metric"]["name"]]
-        points.append((row.name, x, y))
-        ax.plot([x, row.latency_p95_ms], [y, y], lw=1, color=looks(report.rows)[row.name].colour)
+    points = [_Point(row, row.numbers["latency_p50_ms"], *_distances(row, report)) for row in report.rows]
+    for point in points:
+        colour = looks(report.rows)[point.row.name].colour
+        ax.plot([point.x, point.row.latency_p95_ms], [point.y, point.y], lw=1, color=colour)
     latency = report.numbers["latency"]
     _scatter(ax, report, points, f"milliseconds to one image (batch {latency['batch_size']}, {latency['device']})")
-    _legend(canvas, report, [name for name, *_ in points])
+    _legend(canvas, report, [point.row.name for point in points])
     save(canvas, path)
     return Figure(
         path,
         "Quality against latency",
         "Lower left is better. A student runs once per image, whatever the number of students, so only the size of "
-        "its network moves a student sideways. The mark is the median, the whisker ends at the 95th percentile. "
-        "Dashed: the floor, real images against real images.",
+        "its network moves a student sideways. The mark is the median, the horizontal whisker ends at the 95th "
+        "percentile. " + _front_and_floor(points),
         "Fréchet distance of each variant against its latency.",
+        section="cost",
     )
 
 
@@ -127,7 +128,7 @@ def quality_compute(report: Report, path: Path) -> Figure | None:
         (left, "images_total", 1, "training images, all students"),
         (right, "training_seconds", seconds, f"training {unit}, summed over students"),
     ):
-        points = [(row.name, row.numbers[key] / scale, row.numbers[report.numbers["metric"]["name"]]) for row in rows]
+        points = [_Point(row, row.numbers[key] / scale, *_distances(row, report)) for row in rows]
         _scatter(ax, report, points, label)
     right.set_ylabel("")
     _legend(canvas, report, [row.name for row in rows])
@@ -137,8 +138,9 @@ def quality_compute(report: Report, path: Path) -> Figure | None:
         "Quality against the compute of training",
         "Lower left is better. Left: images that all students of a variant together were trained on, over all stages; "
         f"right: {unit} of training, summed over the students. Variants above one another cost the same: the fair "
-        "comparison. The teacher's own training is not counted.",
+        "comparison. The teacher's own training is not counted. " + _front_and_floor(points),
         "Fréchet distance of each variant against its training images and training time.",
+        section="cost",
     )
 
 
@@ -174,11 +176,50 @@ def asked_class(report: Report, path: Path) -> Figure:
     )
 
 
-def _scatter(ax: Axes, report: Report, points: list[tuple[str, float, float]], xlabel: str) -> None:
-    """Labelled points over a cost, the floor as a dashed line; logarithmic where the values span much."""
+@dataclass(frozen=True)
+class _Point:
+    """A variant over a cost: the mean of its seeds, the least and the greatest."""
+
+    row: Row
+    x: float
+    y: float
+    low: float
+    high: float
+
+
+def _distances(row: Row, report: Report) -> tuple[float, float, float]:
+    """Mean, least and greatest distance of a variant's seeds."""
+    values = [row.numbers[report.numbers["metric"]["name"]], *(other.distance for other in row.replicates)]
+    return mean(values), min(values), max(values)
+
+
+def _front(points: Sequence[_Point]) -> list[_Point]:
+    """Those that no other is better than at the same or a lower cost, from the cheapest on."""
+    front: list[_Point] = []
+    for point in sorted(points, key=lambda p: (p.x, p.y)):
+        if not front or point.y < front[-1].y:
+            front.append(point)
+    return front
+
+
+def _front_and_floor(points: Sequence[_Point]) -> str:
+    """What the lines mean, and the bars where there are any."""
+    text = "Grey steps: the best to be had for so much or less. Dashed: the floor, real images against real images."
+    seeds = {1 + len(point.row.replicates) for point in points} - {1}
+    if not seeds:
+        return text
+    span = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else f"{min(seeds)}"
+    return (
+        f"Where a variant was trained with several seeds ({span} seeds), the mark is their mean and the vertical bar "
+        f"reaches from the least to the greatest; the table shows the first seed. {text}"
+    )
+
+
+def _scatter(ax: Axes, report: Report, points: Sequence[_Point], xlabel: str) -> None:
+    """Points over a cost with the front and the floor; logarithmic where the values span much."""
     look, metric = looks(report.rows), report.numbers["metric"]
     floor = report.numbers["floor"]["metrics"][metric["name"]]
-    xs, ys = [x for _, x, _ in points], [y for *_, y in points]
+    xs, ys = [point.x for point in points], [point.high for point in points]
     if max(xs) > 5 * min(xs):
         ax.set_xscale("log")
     if max(ys) > 10 * floor:
@@ -201,8 +242,14 @@ def _scatter(ax: Axes, report: Report, points: list[tuple[str, float, float]], x
         color=SOFT,
         fontsize=8,
     )
-    for name, x, y in points:
-        ax.plot(x, y, look[name].marker, ms=8, color=look[name].colour, mec="white", mew=0.8, zorder=3)
+    front = _front(points)
+    ax.step([p.x for p in front], [p.y for p in front], where="post", color="#c3cad1", lw=2, zorder=1)
+    for point in points:
+        own = look[point.row.name]
+        if point.row.replicates:
+            bar = [[point.y - point.low], [point.high - point.y]]
+            ax.errorbar(point.x, point.y, bar, color=own.colour, lw=1.2, capsize=3, zorder=2)
+        ax.plot(point.x, point.y, own.marker, ms=8, color=own.colour, mec="white", mew=0.8, zorder=3)
     ax.margins(x=0.12)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(f"{columns.metric_label(metric)} (lower is better)")

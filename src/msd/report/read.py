@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from msd.config import StudentVariant
-from msd.errors import DamagedFileError, MissingFileError
+from msd.errors import DamagedFileError
 from msd.plan import Node, Plan, VariantPlan
+from msd.report import seeds
+from msd.report.check import RERUN, check_inputs
+from msd.report.seeds import Replicate
 from msd.store import Manifest, digest, sha256_file
 
-RERUN = "Delete {path} and run `snakemake` again."
 SAME_METRIC = ("name", "features_sha256", "judge_sha256", "images", "reference_images")
 EVALUATED = ("students", "parameters_per_student", "nfe", "images_per_student", "images_total", "training_seconds")
 
@@ -51,6 +53,8 @@ class Row:
         within_part_distance: of class embeddings, where the partition measured it.
         students: the training stages of each.
         gallery: (classes, columns, C, H, W) uint8 as .npy.
+        sources: kind → path under the experiment's folder of the manifests that its numbers are read from.
+        replicates: the distance with other seeds, where there are results.
     """
 
     numbers: dict[str, Any]
@@ -61,6 +65,8 @@ class Row:
     within_part_distance: float | None
     students: list[list[Stage]]
     gallery: Path
+    sources: dict[str, str]
+    replicates: list[Replicate]
 
     @property
     def name(self) -> str:
@@ -79,6 +85,7 @@ class Report:
         numbers: plain JSON: experiment, metric, rows, floor, latency, machines, manifests that they come from.
         rows: the variants, in the order of params.yaml.
         floor_per_class: the floor's share by class; empty where it was not measured.
+        floor: path under the experiment's folder of the floor's manifest.
         provenance: name → text, for the report's last section.
         origins: network → how it came about, for display.
         manifests: path under the experiment's folder → manifest, all of the plan.
@@ -88,6 +95,7 @@ class Report:
     numbers: dict[str, Any]
     rows: list[Row]
     floor_per_class: list[float]
+    floor: str
     provenance: dict[str, str]
     origins: dict[str, dict[str, Any]]
     manifests: dict[str, Manifest]
@@ -111,9 +119,10 @@ def read(plan: Plan) -> Report:
         return manifests[_short(plan, node.manifest)]
 
     floor, latency = of(plan.floor), of(plan.latency)
-    rows = [_row(plan, variant, of) for variant in plan.variants.values()]
+    others = seeds.evaluations(plan)
     evaluations = {v.name: of(v.evaluation) for v in plan.variants.values()}
-    metric = one_metric(evaluations, floor)
+    metric = one_metric(evaluations | {f"{name}, seed {seed}": m for (name, seed), m in others.items()}, floor)
+    rows = [_row(plan, variant, of, seeds.replicates(plan, variant.name, others)) for variant in plan.variants.values()]
     training = [of(node) for v in plan.variants.values() for student in v.students for node in student.stages]
     timing = {key: _need(latency, key) for key in ("device", "threads", "batch_size")}
     numbers = {
@@ -144,6 +153,7 @@ def read(plan: Plan) -> Report:
         numbers=numbers,
         rows=rows,
         floor_per_class=floor.results.get("asked_class_share_per_class") or [],
+        floor=_short(plan, floor.path),
         provenance=provenance,
         origins={name: _origin(node, of(node)) for name, node in networks.items()},
         manifests=manifests,
@@ -151,52 +161,7 @@ def read(plan: Plan) -> Report:
     )
 
 
-def check_inputs(manifest: Manifest) -> None:
-    """Check that what a manifest was made from is still what lies on disk.
-
-    Raises:
-        MissingFileError: an input is gone.
-        DamagedFileError: an input has changed since.
-    """
-    for role, record in manifest.body["inputs"].items():
-        path = Path(os.path.normpath(manifest.path.parent / record["path"]))
-        if not path.is_file():
-            raise MissingFileError(
-                "What a result was made from is missing.",
-                where=str(path),
-                why=f"{manifest.path} names it as its input {role!r}",
-                todo="Run `snakemake` again.",
-            )
-        if (now := sha256_file(path)) != record["sha256"]:
-            raise DamagedFileError(
-                "A result is stale: its input has changed since.",
-                where=str(manifest.path),
-                why=f"its input {role!r}, {path}, has the sha256 {now[:16]}…, but was {record['sha256'][:16]}… then",
-                todo=RERUN.format(path=manifest.path),
-            )
-
-
-def current_report(plan: Plan) -> Manifest:
-    """The report's own manifest, if it was made from this plan and from what lies on disk now.
-
-    Raises:
-        MissingFileError: there is no report yet.
-        DamagedFileError: the report is of other settings or older results.
-    """
-    manifest = Manifest.read(plan.report)
-    check_inputs(manifest)
-    recorded = {os.path.normpath(plan.root / r["path"]) for r in manifest.body["inputs"].values()}
-    if recorded != {os.path.normpath(path) for path in plan.report_inputs}:
-        raise DamagedFileError(
-            "The report was made with other settings.",
-            where=str(plan.report),
-            why="it names other manifests than this configuration does",
-            todo="Run `snakemake` again, or give the --configfile and --config of the run.",
-        )
-    return manifest
-
-
-def _row(plan: Plan, variant: VariantPlan, of: Callable[[Node], Manifest]) -> Row:
+def _row(plan: Plan, variant: VariantPlan, of: Callable[[Node], Manifest], replicates: list[Replicate]) -> Row:
     evaluation, settings = of(variant.evaluation), plan.experiment.variants[variant.name]
     latency = _need(of(plan.latency), "variants")[variant.name]
     metrics = _need(evaluation, "metrics")
@@ -223,6 +188,8 @@ def _row(plan: Plan, variant: VariantPlan, of: Callable[[Node], Manifest]) -> Ro
         within_part_distance=partition.results.get("within_part_distance") if partition else None,
         students=[[_stage(node, of(node)) for node in student.stages] for student in variant.students],
         gallery=evaluation.file("gallery"),
+        sources={"evaluation": _short(plan, evaluation.path), "latency": _short(plan, plan.latency.manifest)},
+        replicates=replicates,
     )
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from msd.errors import ConfigError, DamagedFileError, MissingFileError
 from msd.plan import Plan
-from msd.report import read, table
+from msd.report import check, table
 from msd.store import read_json, write_json, write_text, write_with
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -22,7 +22,7 @@ def readme_block(plan: Plan) -> str:
     """The Markdown between the README's two marks, the marks included.
 
     Raises:
-        MissingFileError, DamagedFileError: see ``read.current_report``.
+        MissingFileError, DamagedFileError: see ``check.current_report``.
     """
     return _render(_numbers(plan, PICTURE))
 
@@ -40,11 +40,11 @@ def update_readme(plan: Plan, readme: Path, picture: Path) -> Path:
 
     Raises:
         ConfigError: the README lacks the marks.
-        MissingFileError, DamagedFileError: see ``read.current_report``.
+        MissingFileError, DamagedFileError: see ``check.current_report``.
     """
     numbers = _numbers(plan, Path(os.path.relpath(picture, readme.parent)).as_posix())
     before, _, after = _split(readme)
-    write_with(picture, lambda p: _small(read.current_report(plan).file("figures/overview.png"), p))
+    write_with(picture, lambda p: _small(check.current_report(plan).file("figures/overview.png"), p))
     path = readme.parent / "docs" / f"results-{plan.experiment.experiment}.json"
     write_json(path, numbers)
     write_text(readme, before + _render(numbers) + after)
@@ -68,7 +68,7 @@ def check_readme(readme: Path, numbers_json: Path) -> None:
 
 
 def _numbers(plan: Plan, picture: str) -> dict[str, Any]:
-    return {"picture": picture, **read.current_report(plan).results["numbers"]}
+    return {"picture": picture, **check.current_report(plan).results["numbers"]}
 
 
 def _render(numbers: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msd.plan import Plan
 from msd.report import columns
-from msd.report.read import current_report
+from msd.report.check import current_report
 
 GAP = " "
 

@@ -52,6 +52,7 @@ class Figure:
         caption: how to read it.
         alt: what it shows, for those who cannot see it.
         variant: whose gallery it is; empty for figures of all variants.
+        section: of the page, by its id.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Figure:
     caption: str
     alt: str
     variant: str = ""
+    section: str = "figures"
 
 
 @dataclass(frozen=True)
