@@ -90,6 +90,7 @@ class VariantPlan:
     students: list[StudentPlan]
     bundle: Node
     evaluation: Node
+    breakdown: Node | None
 
 
 class Plan:
@@ -114,7 +115,10 @@ class Plan:
             "latency",
             "evaluation",
             "latency",
-            {"repeats": experiment.evaluation.latency_repeats},
+            {
+                "repeats": experiment.evaluation.latency_repeats,
+                "throughput_batch": experiment.evaluation.throughput_batch,
+            },
             {name: v.bundle for name, v in self.variants.items()},
             "latency",
         )
@@ -209,6 +213,7 @@ class Plan:
 
     def _walk(self) -> Iterator[Node]:
         pending = [v.evaluation for v in self.variants.values()] + [self.teacher, self.floor, self.latency]
+        pending += [v.breakdown for v in self.variants.values() if v.breakdown]
         while pending:
             node = pending.pop()
             yield node
@@ -244,7 +249,8 @@ class Plan:
             students = [self._student(name, variant, partition, k) for k in range(variant.students)]
             inputs = {"partition": partition} | {f"student-{k}": s.last for k, s in enumerate(students)}
         bundle = self._node("bundle", "bundles", name, settings, inputs, f"{name} bundle")
-        measure = _dump(self.experiment.evaluation, exclude={"features", "judge", "latency_repeats", "sampler"})
+        others = {"features", "judge", "latency_repeats", "sampler", "throughput_batch", "breakdown"}
+        measure = _dump(self.experiment.evaluation, exclude=others)
         evaluation = self._node(
             "evaluate",
             "evaluation",
@@ -253,7 +259,20 @@ class Plan:
             {"bundle": bundle, **self._judges()},
             f"{name} evaluation",
         )
-        return VariantPlan(name, partition, students, bundle, evaluation)
+        breakdown = None if isinstance(variant, TeacherVariant) else self._breakdown(name, bundle)
+        return VariantPlan(name, partition, students, bundle, evaluation, breakdown)
+
+    def _breakdown(self, name: str, bundle: Node) -> Node:
+        evaluation = self.experiment.evaluation
+        settings = {
+            "metric": evaluation.metric,
+            "batch_size": evaluation.batch_size,
+            "seed": self.experiment.seed,
+            **_dump(evaluation.breakdown),
+            "images": evaluation.breakdown.images or evaluation.images,
+        }
+        inputs = {"bundle": bundle, **self._judges()}
+        return self._node("breakdown", "evaluation/breakdown", name, settings, inputs, f"{name} breakdown")
 
     def _partition(self, variant: StudentVariant) -> Node:
         spec = _dump(variant.partition)

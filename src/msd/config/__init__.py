@@ -7,6 +7,7 @@ and all problems are reported at once. ``docs/params.md`` is generated from the 
 from msd.config.base import TEACHER, NonNegative, Section, Share, nearest
 from msd.config.experiment import (
     BalancedKMeans,
+    Breakdown,
     Compute,
     Consecutive,
     Evaluation,
@@ -43,6 +44,7 @@ __all__ = [
     "WITHOUT_PATH",
     "Adm",
     "BalancedKMeans",
+    "Breakdown",
     "ClassifierSource",
     "ClassifierTrainSource",
     "ClassifierTraining",
