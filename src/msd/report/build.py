@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from msd.plan import Plan
-from msd.report import figures, page, read, summary, table
+from msd.report import breakdown, broken_down, cost, figures, page, read, summary, table
 from msd.store import Manifest, write_json, write_text
 
 
 def build_report(plan: Plan) -> Manifest:
-    """Make ablation.csv, ablation.md, metrics.json, figures/*.png, report.html, then ``plan.report``.
+    """Make the tables (csv, md), metrics.json, figures/*.png, report.html, then ``plan.report``.
 
     Raises:
         MissingFileError: something of the experiment is not made yet.
@@ -17,17 +17,23 @@ def build_report(plan: Plan) -> Manifest:
     report = read.read(plan)
     root, folder = plan.root, plan.root / "figures"
     drawn = figures.draw_all(report, folder)
-    for old in set(folder.glob("*.png")) - {figure.path for figure in drawn}:
+    broken, costs = breakdown.read(plan, report), cost.read(plan, report)
+    pictures = breakdown.draw_all(broken, folder)
+    further = broken_down.render(page.environment(), report, broken, pictures, costs)
+    for old in set(folder.glob("*.png")) - {figure.path for figure in [*drawn, *pictures]}:
         old.unlink()  # of a variant that is no more: figures/*.png is what this report shows
     texts = {
         "ablation.csv": table.csv(report.numbers),
         "ablation.md": f"# Ablation table of `{plan.experiment.experiment}`\n\n{table.explained(report.numbers)}\n",
-        "report.html": page.render(report, drawn),
+        "breakdown.csv": broken_down.csv(broken),
+        "nearest.csv": broken_down.nearest_csv(broken),
+        "cost.csv": cost.csv(costs),
+        "report.html": page.render(report, drawn, further),
     }
     for name, text in texts.items():
         write_text(root / name, text)
     write_json(root / "metrics.json", table.metrics(report.numbers))
-    names = [*texts, "metrics.json", *(f"figures/{figure.path.name}" for figure in drawn)]
+    names = [*texts, "metrics.json", *(f"figures/{figure.path.name}" for figure in [*drawn, *pictures])]
     return Manifest.write(
         plan.report,
         kind="report",

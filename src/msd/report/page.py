@@ -17,39 +17,50 @@ from msd.report.read import Report
 from msd.report.style import Figure, looks
 
 
-def render(report: Report, figures: Sequence[Figure]) -> str:
-    """The page as text.
-
-    Args:
-        report: the data.
-        figures: as ``figures.draw_all`` gives them, the overview first.
-    """
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """The templates and their filters."""
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("msd.report", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"ticks": _ticks, "breakable": _breakable, "inline": _inline, "pretty": _pretty}
+    made.filters |= {"ticks": _ticks, "breakable": _breakable, "inline": _inline, "pretty": _pretty}
+    return made
+
+
+def render(report: Report, figures: Sequence[Figure], further: Markup) -> str:
+    """The page as text.
+
+    Args:
+        report: the data.
+        figures: as ``figures.draw_all`` gives them, the overview first.
+        further: sections who and cost, as ``broken_down.render`` gives them.
+    """
     numbers = report.numbers
     body = columns.cells(numbers["rows"], numbers["metric"])
-    return environment.get_template("report.html.j2").render(
-        numbers=numbers,
-        label=columns.metric_label(numbers["metric"]),
-        paragraph=summary.paragraph(numbers),
-        comparisons=[summary.compare(c, numbers) for c in summary.comparisons(numbers)],
-        cards=_cards(numbers),
-        headings=[column.heading for column in columns.columns(numbers["metric"])],
-        rows=list(zip(report.rows, body, strict=True)),
-        looks=looks(report.rows),
-        notes=table.notes(numbers),
-        overview=figures[0],
-        plain=[figure for figure in figures[1:] if not figure.variant],
-        galleries=[figure for figure in figures if figure.variant],
-        provenance=report.provenance,
-        origins=report.origins,
-        manifests=[(path, manifest.body, report.sha256[path]) for path, manifest in report.manifests.items()],
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            numbers=numbers,
+            further=further,
+            label=columns.metric_label(numbers["metric"]),
+            paragraph=summary.paragraph(numbers),
+            comparisons=[summary.compare(c, numbers) for c in summary.comparisons(numbers)],
+            cards=_cards(numbers),
+            headings=[column.heading for column in columns.columns(numbers["metric"])],
+            rows=list(zip(report.rows, body, strict=True)),
+            looks=looks(report.rows),
+            notes=table.notes(numbers),
+            overview=figures[0],
+            plain=[figure for figure in figures[1:] if not figure.variant],
+            galleries=[figure for figure in figures if figure.variant],
+            provenance=report.provenance,
+            origins=report.origins,
+            manifests=[(path, manifest.body, report.sha256[path]) for path, manifest in report.manifests.items()],
+        )
     )
 
 
