@@ -262,7 +262,7 @@ def _breakdown(variant: VariantPlan, node: Node, classes: int) -> None:
     gallery = _gallery(fd, classes)[shown]
     files = {name: node.manifest.parent / f"{name}.npy" for name in ("students", "nearest")}
     files["students"].parent.mkdir(parents=True, exist_ok=True)
-    np.save(files["students"], np.stack([gallery[:, k : k + 4] for k in range(count)], axis=1))
+    np.save(files["students"], np.stack([np.roll(gallery, -k, axis=1)[:, :4] for k in range(count)], axis=1))
     np.save(files["nearest"], gallery[:, :3])
     results = {
         "variant": variant.name,

@@ -13,7 +13,6 @@ from msd.plan import Plan, VariantPlan
 from msd.report import columns
 from msd.report.read import Report
 
-
 UNKNOWN = {"joules_per_image": "not reported"}
 
 
