@@ -90,6 +90,7 @@ class VariantPlan:
     students: list[StudentPlan]
     bundle: Node
     evaluation: Node
+    breakdown: Node | None
 
 
 class Plan:
@@ -120,7 +121,10 @@ class Plan:
             "latency",
             "evaluation",
             "latency",
-            {"repeats": experiment.evaluation.latency_repeats},
+            {
+                "repeats": experiment.evaluation.latency_repeats,
+                "throughput_batch": experiment.evaluation.throughput_batch,
+            },
             {name: v.bundle for name, v in self.variants.items()},
             "latency",
         )
@@ -234,6 +238,7 @@ class Plan:
 
     def _walk(self) -> Iterator[Node]:
         pending = [v.evaluation for v in self.variants.values()] + [self.teacher, self.floor, self.latency]
+        pending += [v.breakdown for v in self.variants.values() if v.breakdown]
         while pending:
             node = pending.pop()
             yield node
@@ -274,7 +279,8 @@ class Plan:
             students = [self._student(name, variant, partition, k) for k in range(variant.students)]
             inputs = {"partition": partition} | {f"student-{k}": s.last for k, s in enumerate(students)}
         bundle = self._node("bundle", "bundles", name, settings, inputs, f"{name} bundle{self._which_seed}")
-        measure = _dump(self.experiment.evaluation, exclude={"features", "judge", "latency_repeats", "sampler"})
+        others = {"features", "judge", "latency_repeats", "sampler", "throughput_batch", "breakdown"}
+        measure = _dump(self.experiment.evaluation, exclude=others)
         evaluation = self._node(
             "evaluate",
             "evaluation",
@@ -283,7 +289,20 @@ class Plan:
             {"bundle": bundle, **self._judges()},
             f"{name} evaluation{self._which_seed}",
         )
-        return VariantPlan(name, partition, students, bundle, evaluation)
+        breakdown = None if isinstance(variant, TeacherVariant) else self._breakdown(name, bundle)
+        return VariantPlan(name, partition, students, bundle, evaluation, breakdown)
+
+    def _breakdown(self, name: str, bundle: Node) -> Node:
+        evaluation = self.experiment.evaluation
+        settings = {
+            "metric": evaluation.metric,
+            "batch_size": evaluation.batch_size,
+            "seed": self.experiment.seed,
+            **_dump(evaluation.breakdown),
+            "images": evaluation.breakdown.images or evaluation.images,
+        }
+        inputs = {"bundle": bundle, **self._judges()}
+        return self._node("breakdown", "evaluation/breakdown", name, settings, inputs, f"{name} breakdown")
 
     def _partition(self, variant: StudentVariant) -> Node:
         spec = _dump(variant.partition)

@@ -41,7 +41,7 @@ def test_whole_experiment(copy: CopyOnCluster, cluster: Cluster, local: dict[str
     together = [{node for _, state, node in jobs if state == "RUNNING"} for jobs in seen]
     assert set(NODES) in together
     submitted = {job for jobs in seen for job, _, _ in jobs}
-    assert len(submitted) == 5, output  # two students, an evaluation, the floor, the latency
+    assert len(submitted) == 6, output  # two students, an evaluation, the breakdown, the floor, the latency
     assert "Nothing to be done" in copy.run("all")
 
 

@@ -12,9 +12,9 @@ from tiny import CLASSES, IMAGE_SHAPE, ROOT, network
 from msd.bundle.bundle import Bundle
 from msd.data.archive import LabelledImages, open_half
 from msd.errors import ConfigError, DamagedFileError
-from msd.evaluate.classifier import Classifier, accuracy, load_classifier, save_classifier
+from msd.evaluate.classifier import Classifier, accuracy, asked_class_share, load_classifier, save_classifier
 from msd.evaluate.confusion import likely_others
-from msd.evaluate.metrics import asked_class_share, distances
+from msd.evaluate.metrics import distances
 from msd.evaluate.sampling import conditions_of_images, sample
 from msd.networks import Preconditioned, save_network
 from msd.store import Manifest

@@ -115,6 +115,7 @@ def test_rows_that_need_the_same_student_share_it(plan: Plan) -> None:
     )
     more = {node.manifest: node.kind for node in Plan(twice)}
     assert sorted(more[path] for path in more.keys() - {node.manifest for node in plan}) == [
+        "breakdown",
         "bundle",
         "evaluate",
         "latency",  # of one more bundle

@@ -32,7 +32,7 @@ def changed_kinds(setting: str) -> set[str]:
     return {kinds[label] for label, path in before.items() if after[label] != path}
 
 
-TRAINING = {"dm", "adm", "bundle", "evaluate", "latency"}
+TRAINING = {"dm", "adm", "bundle", "evaluate", "breakdown", "latency"}
 ALL = {"data", "teacher", "classifier", "partition", "pairs", "tsm", "floor", *TRAINING}
 
 
@@ -41,11 +41,14 @@ ALL = {"data", "teacher", "classifier", "partition", "pairs", "tsm", "floor", *T
     [
         ("compute={threads: 7, device: cpu, log_every_updates: 3, checkpoint_every_updates: 9}", set()),
         ("evaluation.latency_repeats=7", {"latency"}),
+        ("evaluation.throughput_batch=7", {"latency"}),
+        ("evaluation.breakdown.images=500", {"breakdown"}),
+        ("evaluation.breakdown.nearest=7", {"breakdown"}),
         ("evaluation.gallery_columns=5", {"evaluate"}),
         ("evaluation.neighbours=5", {"evaluate", "floor"}),
         ("evaluation.sampler.num_steps=5", {"bundle", "evaluate", "latency"}),  # the teacher's own row
-        ("evaluation.judge.sha256=" + "a" * 64, {"classifier", "evaluate", "floor"}),
-        ("recipe.adm.generator_weight=1", {"adm", "bundle", "evaluate", "latency"}),
+        ("evaluation.judge.sha256=" + "a" * 64, {"classifier", "evaluate", "breakdown", "floor"}),
+        ("recipe.adm.generator_weight=1", {"adm", "bundle", "evaluate", "breakdown", "latency"}),
         ("recipe.dm.grid_range=[0, 999]", TRAINING),
         ("recipe={dm: {regression: {pairs: 1000}}, adm: {regression: {pairs: 1000}}}", {"pairs", *TRAINING}),
         ("recipe.dm.regression.weight=2", TRAINING),  # the pairs serve any weight
@@ -79,6 +82,16 @@ def test_one_rows_learning_rate_changes_that_rows_students_only() -> None:
         assert {n.manifest for n in changed.stages}.isdisjoint(n.manifest for n in same.stages)
     others = {n.manifest for n in after if n.kind not in TRAINING}
     assert others == {n.manifest for n in plain if n.kind not in TRAINING}
+
+
+def test_every_row_but_the_teachers_is_broken_down() -> None:
+    made = plan()
+    assert [name for name, v in made.variants.items() if v.breakdown is None] == ["teacher"]
+    images = {v.breakdown.settings["images"] for v in made.variants.values() if v.breakdown}
+    assert images == {made.experiment.evaluation.breakdown.images}
+    as_many = plan("evaluation.breakdown.images=null").variant("msd4").breakdown
+    assert as_many is not None
+    assert as_many.settings["images"] == made.experiment.evaluation.images
 
 
 def test_explicit_parts_are_part_of_the_path() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import html.parser
 import io
 import json
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from report_fixtures import VARIANTS, experiment, make_results, refresh, rewrite
 
 from msd.errors import ConfigError, DamagedFileError, MissingFileError, MsdError
 from msd.plan import Plan
-from msd.report import columns, page, partitions, pictures, summary, table
+from msd.report import columns, cost, page, partitions, pictures, summary, table
 from msd.report.build import build_report
 from msd.report.claims_page import Line
 from msd.report.figures import draw_all
@@ -28,7 +30,9 @@ from msd.report.origins import origins
 from msd.report.pdf import print_report
 from msd.report.read import Report, read
 from msd.report.readme import BEGIN, END, check_readme, readme_block, update_readme
+from msd.report.sections import Content
 from msd.report.show import show
+from msd.report.style import Figure
 from msd.store import Manifest, read_json, sha256_file
 
 CSV_COLUMNS = [
@@ -154,7 +158,7 @@ def test_a_stale_manifest_is_named(plan: Plan) -> None:
     with pytest.raises(DamagedFileError) as e:
         build_report(plan)
     assert "stale" in str(e.value)
-    assert "evaluation/single-" in str(e.value) or "latency" in str(e.value)
+    assert "/single-" in str(e.value) or "latency" in str(e.value)
     assert str(plan.variants["single"].bundle.manifest) in str(e.value)
 
 
@@ -314,9 +318,9 @@ def test_every_number_of_the_table_leads_to_its_manifest(built: Plan) -> None:
 def test_claims_come_first_or_not_at_all(built: Plan, tmp_path: Path) -> None:
     report = read(built)
     figures = draw_without_files(report, tmp_path)
-    assert '<section id="claims"' not in page.render(report, figures, origins(report))
+    assert '<section id="claims"' not in page.render(content(built, report, figures))
     claim = Line("2b", "Four beat one.", "not reported", ["`msd4` 3 v. `single` 4", "and again"], "holds")
-    text = page.render(report, figures, origins(report), [claim])
+    text = page.render(content(built, report, figures, [claim]))
     assert "<code>msd4</code> 3 v. <code>single</code> 4<br>and again" in text
     sections = re.findall(r'<section id="([a-z]+)"', text)
     assert sections[:3] == ["claims", "glance", "table"]
@@ -343,12 +347,14 @@ def test_other_seeds_are_found_and_nothing_else(plan: Plan) -> None:
 
 def test_html_and_markdown_escape_odd_labels(built: Plan, tmp_path: Path) -> None:
     report = read(built)
+    before = content(built, report, [])
     odd = "<script>alert(1)</script> | & `x`"
     report.rows[1].numbers["variant"] = odd  # the same dictionaries as in report.numbers
     report.numbers["machines"]["latency"] = ["<b>CPU</b>"]
     report.provenance["machine"] = "<img src=x onerror=alert(1)>"
     claim = Line("1", odd, "2.37 & 2.60", ["<b>20</b>"], "holds")
-    text = page.render(report, draw_without_files(report, tmp_path), origins(report), [claim])
+    drawn = draw_without_files(report, tmp_path)
+    text = page.render(dataclasses.replace(before, figures=drawn, origins=origins(report), claims=[claim]))
     assert "script" not in Page(text).tags
     assert "b" in Page(text).tags
     assert "&lt;script&gt;" in text
@@ -357,6 +363,11 @@ def test_html_and_markdown_escape_odd_labels(built: Plan, tmp_path: Path) -> Non
     line = next(line for line in table.markdown(report.numbers).splitlines() if "alert" in line)
     assert "<script>" not in line
     assert line.replace("\\|", "").count("|") == len(CSV_COLUMNS) + 1
+
+
+def content(plan: Plan, report: Report, figures: list[Figure], claims: Sequence[Line] = ()) -> Content:
+    """What a page without breakdowns is made of."""
+    return Content(report, figures, origins(report), [], cost.read(plan, report), list(claims))
 
 
 def draw_without_files(report: Report, folder: Path) -> list:
@@ -486,7 +497,7 @@ def test_a_large_overview_is_made_small(plan: Plan, tmp_path: Path) -> None:
 )
 def test_tiles_of_any_size_fit(shape: tuple[int, int, int], side: int) -> None:
     image = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
-    tile = pictures.tile(image, pictures.GALLERY_TILE)
+    tile = pictures.tile_of(image, pictures.GALLERY_TILE)
     assert tile.size == (side, side)
     assert len(set(tile.getpixel((0, 0)))) == (3 if shape[0] == 3 else 1)
 

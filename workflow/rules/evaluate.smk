@@ -1,4 +1,4 @@
-"""Measurements: bundle + classifiers + evaluation half → metrics and gallery; the metric's floor; latency."""
+"""Measurements: bundle + classifiers + data → metrics and gallery, breakdown; the metric's floor; latency and cost."""
 
 
 rule evaluate:
@@ -11,6 +11,18 @@ rule evaluate:
         ROOT + "/logs/evaluation-{variant}-{digest}.log",
     shell:
         "msd evaluate {output} {CONFIGURATION} 2>&1 | keep {log}"
+
+
+rule breakdown:
+    """bundle → every student on every part and class, nearest training images"""
+    input:
+        inputs_of(ROOT + "/evaluation/breakdown/{variant}-{digest}/manifest.json"),
+    output:
+        ROOT + "/evaluation/breakdown/{variant}-{digest}/manifest.json",
+    log:
+        ROOT + "/logs/breakdown-{variant}-{digest}.log",
+    shell:
+        "msd breakdown {output} {CONFIGURATION} 2>&1 | keep {log}"
 
 
 rule floor:
@@ -26,7 +38,7 @@ rule floor:
 
 
 rule latency:
-    """all bundles → milliseconds per image, measured side by side"""
+    """all bundles → time, operations, memory and energy of an image, measured side by side"""
     input:
         inputs_of(ROOT + "/evaluation/latency-{digest}/manifest.json"),
     output:
@@ -37,6 +49,7 @@ rule latency:
         "msd latency {output} {CONFIGURATION} 2>&1 | keep {log}"
 
 
-# "real-data" and "latency" are not names of variants
+# "real-data" and "latency" are not names of variants, nor is anything with a slash
+ruleorder: breakdown > evaluate
 ruleorder: floor > evaluate
 ruleorder: latency > evaluate

@@ -65,10 +65,13 @@ class Bundle:
         owner = self.router(cond)
         for k in owner.unique().tolist():
             mine = owner == k
-            images[mine] = self._draw(self.networks[k], noise[mine], cond[mine])
+            images[mine] = self.generate_by(k, noise[mine], cond[mine])
         return images
 
-    def _draw(self, net: Backbone, noise: Tensor, cond: Tensor) -> Tensor:
+    @torch.no_grad()
+    def generate_by(self, student: int, noise: Tensor, cond: Tensor) -> Tensor:
+        """The same by one network, whether it owns the conditions or not."""
+        net = self.networks[student]
         if self.sampler is None:
             return net.generate(noise, cond)
         return sample_teacher(net, noise, cond, self.sampler)

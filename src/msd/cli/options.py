@@ -71,6 +71,8 @@ def _of_variant(plan: Plan, variant: str, student: int, kind: str) -> Node:
     chosen = plan.variant(variant)
     if kind == "evaluate":
         return chosen.evaluation
+    if kind == "breakdown" and chosen.breakdown is not None:
+        return chosen.breakdown
     if kind == "partition" and chosen.partition is not None:
         return chosen.partition
     return plan.student_node(variant, student, kind)

@@ -84,6 +84,12 @@ def _evaluate(node: Node, plan: Plan) -> Manifest:
     return evaluate(node, plan.experiment.evaluation.gallery_columns, *_how(node, plan))
 
 
+def _breakdown(node: Node, plan: Plan) -> Manifest:
+    from msd.evaluate.breakdown import break_down
+
+    return break_down(node, *_how(node, plan))
+
+
 def _floor(node: Node, plan: Plan) -> Manifest:
     from msd.evaluate.run import evaluate_floor
 
@@ -116,6 +122,7 @@ STAGES: dict[str, tuple[Stage, str, str]] = {
     "dm": (_dm, "distribution matching of one student", "msd dm --variant msd4 --student 2"),
     "adm": (_adm, "adversarial distribution matching of one student", "msd adm --variant msd4 --student 2"),
     "evaluate": (_evaluate, "draw a variant's images and score them", "msd evaluate --variant msd4"),
+    "breakdown": (_breakdown, "score every student on every part and class", "msd breakdown --variant msd4"),
     "floor": (_floor, "score real images against real images", "msd floor"),
     "latency": (_latency, "time one image of every variant", "msd latency"),
 }

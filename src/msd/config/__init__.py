@@ -7,6 +7,7 @@ and all problems are reported at once. ``docs/params.md`` is generated from the 
 from msd.config.base import TEACHER, NonNegative, Section, Share, nearest
 from msd.config.experiment import (
     BalancedKMeans,
+    Breakdown,
     Claim,
     Compute,
     Consecutive,
@@ -44,6 +45,7 @@ __all__ = [
     "WITHOUT_PATH",
     "Adm",
     "BalancedKMeans",
+    "Breakdown",
     "Claim",
     "ClassifierSource",
     "ClassifierTrainSource",

@@ -81,6 +81,16 @@ Variant: TypeAlias = Annotated[
 ]
 
 
+class Breakdown(Section):
+    """Who is good at what: every student on every part, each class by itself, and the nearest training images."""
+
+    images: PositiveInt | None = Field(
+        None, description="drawn by every student, the same number of each class; null: as many as `evaluation.images`"
+    )
+    nearest: PositiveInt = Field(500, description="images whose nearest training image is looked up")
+    columns: PositiveInt = Field(4, description="noises of the picture in which every student draws the same")
+
+
 class Evaluation(Section):
     metric: str = Field("fd_digits", pattern=r"^fd_[a-z0-9_]+$", description="name of the distance; never FID")
     images: PositiveInt = Field(description="generated per variant, the same number of each class")
@@ -90,7 +100,9 @@ class Evaluation(Section):
     judge: ClassifierSource
     neighbours: PositiveInt = Field(3, description="k of precision and recall")
     latency_repeats: PositiveInt = 50
+    throughput_batch: PositiveInt = Field(64, description="images at once where images per second are measured")
     gallery_columns: PositiveInt = 10
+    breakdown: Breakdown = Breakdown()
 
 
 class Compute(Section):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-from msd.evaluate.classifier import Classifier, load_classifier
+from msd.evaluate.classifier import load_classifier
 
 EXTRACTOR = "msd-classifier"
 
@@ -100,13 +100,3 @@ def distances(
         "precision": float(result["precision"]),
         "recall": float(result["recall"]),
     }
-
-
-@torch.no_grad()
-def asked_class_share(
-    images: NDArray[np.uint8], asked: NDArray[np.int64], judge: Classifier
-) -> tuple[float, list[float]]:
-    """Share of images that the judge assigns to the class they were asked for, in all and by class."""
-    right = (judge.of_uint8(torch.from_numpy(images))[1].argmax(1).numpy() == asked).astype(float)
-    classes = judge.description["num_classes"]
-    return float(right.mean()), [float(right[asked == c].mean()) for c in range(classes) if (asked == c).any()]

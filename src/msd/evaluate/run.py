@@ -13,10 +13,10 @@ from msd.bundle.bundle import Bundle
 from msd.config import Compute
 from msd.data.archive import LabelledImages, open_half
 from msd.errors import ConfigError
-from msd.evaluate.classifier import load_classifier
+from msd.evaluate.classifier import asked_class_share, load_classifier
 from msd.evaluate.confusion import likely_others
-from msd.evaluate.metrics import asked_class_share, distances
-from msd.evaluate.sampling import conditions_of_images, sample
+from msd.evaluate.metrics import distances
+from msd.evaluate.sampling import check_belongs, conditions_of_images, sample
 from msd.plan import Node
 from msd.store import Manifest, write_with
 from msd.training.engine import Progress, resolve_device
@@ -67,12 +67,7 @@ def evaluate(node: Node, gallery_columns: int, compute: Compute, progress: Progr
     bundle, settings = Bundle(node.inputs["bundle"].manifest.parent), node.settings
     classes, images = bundle.num_classes, settings["images"]
     data = open_half(inputs["data"], "evaluation")
-    if (bundle.image_shape, classes) != (data.image_shape, data.num_classes):
-        raise ConfigError(
-            "The networks of a variant and the data do not belong together.",
-            where=str(bundle.manifest.path),
-            why=f"networks: {bundle.image_shape}, {classes} classes; data: {data.image_shape}, {data.num_classes}",
-        )
+    check_belongs(bundle, data)
     if images % classes or images < classes * gallery_columns:
         raise ConfigError(
             "The number of evaluation images does not suit the classes.",

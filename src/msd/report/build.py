@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from msd.plan import Plan
-from msd.report import figures, page, read, summary, table
+from msd.report import breakdown, broken_down, cost, figures, page, read, summary, table
 from msd.report.claims_page import lines_of
 from msd.report.origins import origins
+from msd.report.sections import Content
 from msd.store import Manifest, write_json, write_text
 
 
 def build_report(plan: Plan, configuration: str = "") -> Manifest:
-    """Make ablation.csv, ablation.md, metrics.json, figures/*.png, report.html, then ``plan.report``.
+    """Make the tables (csv, md), metrics.json, figures/*.png, report.html, then ``plan.report``.
 
     Args:
         plan: of the experiment.
@@ -22,13 +23,18 @@ def build_report(plan: Plan, configuration: str = "") -> Manifest:
     """
     report = read.read(plan)
     root, folder = plan.root, plan.root / "figures"
-    drawn = figures.draw_all(report, folder)
+    broken, costs = breakdown.read(plan, report), cost.read(plan, report)
+    drawn = figures.draw_all(report, folder) + breakdown.draw_all(broken, folder)
+    content = Content(report, drawn, origins(report, configuration), broken, costs, lines_of(plan))
     for old in set(folder.glob("*.png")) - {figure.path for figure in drawn}:
         old.unlink()  # of a variant that is no more: figures/*.png is what this report shows
     texts = {
         "ablation.csv": table.csv(report.numbers),
         "ablation.md": f"# Ablation table of `{plan.experiment.experiment}`\n\n{table.explained(report.numbers)}\n",
-        "report.html": page.render(report, drawn, origins(report, configuration), lines_of(plan)),
+        "breakdown.csv": broken_down.csv(broken),
+        "nearest.csv": broken_down.nearest_csv(broken),
+        "cost.csv": cost.csv(costs),
+        "report.html": page.render(content),
     }
     for name, text in texts.items():
         write_text(root / name, text)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from msd.data.archive import LabelledImages, open_half
-from msd.report.pictures import shown_classes, tile
+from msd.report.pictures import shown_classes, tile_of
 from msd.report.read import Report, Row
 from msd.report.style import PARTS
 
@@ -141,7 +141,7 @@ def _symmetric(others: Sequence[Sequence[tuple[int, float]]]) -> Mapping[tuple[i
 def _examples(data: LabelledImages, c: int, count: int) -> bytes:
     """The first images of a class side by side, as PNG; nothing where there are none."""
     chosen: NDArray[np.uint8] = data.images[data.indices_of([c])[:count].numpy()]
-    tiles = [tile(image, TILE) for image in chosen]
+    tiles = [tile_of(image, TILE) for image in chosen]
     side = max((t.width for t in tiles), default=1)
     sheet = Image.new("RGB", (count * side, side), "white")
     for i, picture in enumerate(tiles):

@@ -35,7 +35,7 @@ def overview(report: Report, path: Path) -> Figure:
     for band in drawn:
         sheet.paste(band, (0, y))
         y += band.height
-    _save(sheet, path)
+    save_sheet(sheet, path)
     name = report.numbers["metric"]["name"]
     return Figure(
         path,
@@ -52,20 +52,20 @@ def gallery(row: Row, path: Path) -> Figure:
     """One variant: a row per class, a column per noise; a strip tells which student made the row."""
     images = _load(row)
     classes = shown_classes(len(images))
-    tiles = [[tile(images[c, j], GALLERY_TILE) for j in range(images.shape[1])] for c in classes]
+    tiles = [[tile_of(images[c, j], GALLERY_TILE) for j in range(images.shape[1])] for c in classes]
     side, gap, left = tiles[0][0].height, 4, 92 if len(row.parts) > 1 else 56
     sheet = Image.new("RGB", (left + len(tiles[0]) * (side + gap), len(tiles) * (side + gap) - gap), WHITE)
     draw = ImageDraw.Draw(sheet)
     owner = {c: k for k, part in enumerate(row.parts) for c in part}
     for y, (c, line) in enumerate(zip(classes, tiles, strict=True)):
         top = y * (side + gap)
-        draw.text((40, top + side / 2), str(c), INK, _font(24), anchor="rm")
+        draw.text((40, top + side / 2), str(c), INK, font(24), anchor="rm")
         if len(row.parts) > 1:
             draw.rectangle((52, top, 80, top + side - 1), fill=PARTS[owner[c] % len(PARTS)])
-            draw.text((66, top + side / 2), str(owner[c] + 1), INK, _font(18), anchor="mm")
-        for x, picture in enumerate(line):
-            sheet.paste(picture, (left + x * (side + gap), top))
-    _save(sheet, path)
+            draw.text((66, top + side / 2), str(owner[c] + 1), INK, font(18), anchor="mm")
+        for x, tile in enumerate(line):
+            sheet.paste(tile, (left + x * (side + gap), top))
+    save_sheet(sheet, path)
     strip = " The strip beside it gives the student that owns the class." if len(row.parts) > 1 else ""
     return Figure(
         path,
@@ -96,7 +96,7 @@ def _band(
     look, metric = looks(report.rows), report.numbers["metric"]["name"]
     distances = [row.numbers[metric] for row in report.rows]
     count = min(OVERVIEW_COLUMNS, *(g.shape[1] for g in galleries.values()))
-    side = tile(galleries[rows[0].name][0, 0], 56).height
+    side = tile_of(galleries[rows[0].name][0, 0], 56).height
     gap, between, left, line = 2, 22, 58, 36
     names = {row.name: _wrapped(row.name) for row in rows}
     value = f"{metric} {columns.distance(max(distances), distances)}"
@@ -108,7 +108,7 @@ def _band(
     sheet = Image.new("RGB", (width, head + len(classes) * (side + gap) + 24), WHITE)
     draw = ImageDraw.Draw(sheet)
     for y, c in enumerate(classes):
-        draw.text((left - 16, head + y * (side + gap) + side / 2), str(c), INK, _font(30), anchor="rm")
+        draw.text((left - 16, head + y * (side + gap) + side / 2), str(c), INK, font(30), anchor="rm")
     for b, row in enumerate(rows):
         x = left + b * (block + between)
         facts = [f"NFE {row.numbers['nfe']}", f"{metric} {columns.distance(row.numbers[metric], distances)}"]
@@ -116,11 +116,12 @@ def _band(
         for i, (text, colour, bold) in enumerate(lines):
             # names end on one line, so that the numbers below them stand in a row
             y = head - 24 - line * (len(lines) - i)
-            draw.text((x, y), text, colour, _font(28 if bold else 26, bold))
+            draw.text((x, y), text, colour, font(28 if bold else 26, bold))
         draw.rectangle((x, head - 16, x + count * (side + gap) - gap - 1, head - 9), fill=look[row.name].colour)
         for y, c in enumerate(classes):
             for j in range(count):
-                sheet.paste(tile(galleries[row.name][c, j], 56), (x + j * (side + gap), head + y * (side + gap)))
+                tile = tile_of(galleries[row.name][c, j], 56)
+                sheet.paste(tile, (x + j * (side + gap), head + y * (side + gap)))
     return sheet
 
 
@@ -146,7 +147,7 @@ def _load(row: Row) -> NDArray[np.uint8]:
     return images
 
 
-def tile(image: NDArray[np.uint8], about: int) -> Image.Image:
+def tile_of(image: NDArray[np.uint8], about: int) -> Image.Image:
     """(C, H, W) uint8 enlarged by a whole factor to about so many pixels, never smoothed; large ones are reduced."""
     picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).convert("RGB")
     limit = min(MAX_TILE, 2 * about)
@@ -156,16 +157,16 @@ def tile(image: NDArray[np.uint8], about: int) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
 
 
 def _width(text: str, size: int) -> int:
-    return round(_font(size, bold=True).getlength(text))
+    return round(font(size, bold=True).getlength(text))
 
 
-def _save(sheet: Image.Image, path: Path) -> None:
+def save_sheet(sheet: Image.Image, path: Path) -> None:
     bands = np.asarray(sheet)
     grey = bool((bands[..., 0] == bands[..., 1]).all() and (bands[..., 1] == bands[..., 2]).all())
     write_with(path, lambda p: (sheet.convert("L") if grey else sheet).save(p, optimize=True))

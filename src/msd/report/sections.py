@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from msd.report import columns, partitions, summary, table
+from msd.report import broken_down, columns, cost, partitions, summary, table
+from msd.report.breakdown import Broken
 from msd.report.claims_page import Line
+from msd.report.cost import Costs
 from msd.report.markup import fill
 from msd.report.origins import Origin, Origins
 from msd.report.read import Report
@@ -21,11 +23,20 @@ from msd.report.style import Figure, looks
 
 @dataclass(frozen=True)
 class Content:
-    """All that sections are made of."""
+    """All that sections are made of.
+
+    Attributes:
+        figures: each names its section.
+        origins: of the table's numbers.
+        broken: the breakdown of each variant that has one.
+        claims: the first section; without any there is none.
+    """
 
     report: Report
     figures: list[Figure]
     origins: Origins
+    broken: list[Broken]
+    costs: Costs
     claims: list[Line]
 
     def shown_in(self, section: str) -> list[Figure]:
@@ -113,6 +124,37 @@ def ablation(content: Content) -> Section:
     )
 
 
+def costs(content: Content) -> Section:
+    """What a variant costs, to use and to train, and what its quality is for that."""
+    report = content.report
+    body = fill(
+        "sections/cost.html.j2",
+        figures=content.shown_in("cost"),
+        looks=looks(report.rows),
+        headings=cost.headings(content.costs),
+        rows=list(zip(report.rows, cost.cells(content.costs), strict=True)),
+        notes=cost.notes(content.costs),
+    )
+    return Section("cost", "Quality against cost", body, "Cost")
+
+
+def who(content: Content) -> Section | None:
+    """Every student on every part and class, and what its images have in common with the training data."""
+    if not content.broken:
+        return None
+    figures = content.shown_in("who")
+    body = fill(
+        "sections/who.html.j2",
+        looks=looks(content.report.rows),
+        sentences=[broken_down.sentence(b) for b in content.broken if b.is_split],
+        general=[figure for figure in figures if not figure.variant],
+        pictures=[figure for figure in figures if figure.variant],
+        near=[(b.row.name, broken_down.near_row(b)) for b in content.broken],
+        near_images=content.broken[0].results["nearest"]["images"],
+    )
+    return Section("who", "Who is good at what", body, "Who is good at what")
+
+
 def partition(content: Content) -> Section | None:
     """What each student owns. Not there where no variant has several."""
     found = partitions.cards(content.report)
@@ -161,8 +203,9 @@ SECTIONS: tuple[Callable[[Content], Section | None], ...] = (
     claims,
     _pictures("glance", "Every variant at a glance", "At a glance"),
     ablation,
-    _pictures("cost", "Quality against cost", "Cost"),
+    costs,
     partition,
+    who,
     _pictures("figures", "More figures", "Figures"),
     galleries,
     provenance,

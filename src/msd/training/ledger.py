@@ -75,7 +75,7 @@ def counted_flops() -> Iterator[FlopCount]:
 
 
 class Ledger(FlopCount):
-    """Counts memory as well. The batch must have a multiple of ``PRIME`` images.
+    """Counts memory as well. To tell what grows with the batch, this must have a multiple of ``PRIME`` images.
 
     Attributes:
         fixed, growing: bytes alive now: of tensors whose size the number of images does not change, and of others.
@@ -92,8 +92,13 @@ class Ledger(FlopCount):
         out = super().__torch_dispatch__(func, types, args, kwargs)
         for tensor in out if isinstance(out, (list, tuple)) else (out,):
             if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
+                self.see(tensor)
         return out
+
+    @property
+    def peak(self) -> int:
+        """Most bytes alive at once so far."""
+        return max((fixed + growing for fixed, growing in self._allocations), default=0)
 
     def mark(self) -> None:
         """An iteration begins."""
@@ -112,7 +117,9 @@ class Ledger(FlopCount):
             fixed, growing = np.array(self._allocations[first:end], np.float64).T
             yield Iteration((flops_at_end - flops) / images, fixed, growing / images, fixed_at_end - before)
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
+    def see(self, tensor: Tensor) -> None:
+        """Count a tensor's memory, until it is gone; once, however often it is seen."""
+        storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._alive:
             return
