@@ -36,6 +36,7 @@ from msd.config.sources import (
     TeacherTrainSource,
     UrlSource,
 )
+from msd.config.toy import Pinwheel, Toy, ToyMap, ToyMeasure
 from msd.config.training import NoiseDistribution, Optimizer, Sampler, TeacherTraining, Training
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "NonNegative",
     "Optimizer",
     "PartitionSpec",
+    "Pinwheel",
     "Random",
     "Recipe",
     "Regression",
@@ -75,6 +77,9 @@ __all__ = [
     "TeacherTrainSource",
     "TeacherTraining",
     "TeacherVariant",
+    "Toy",
+    "ToyMap",
+    "ToyMeasure",
     "Training",
     "Tsm",
     "UrlSource",

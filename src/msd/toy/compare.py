@@ -1,0 +1,44 @@
+"""Statistics of few seeds: intervals, and one student against many at the same place of the map. Plain numbers only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+DIGITS = 6
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean, and the ends of its 95 % interval by Student's t."""
+    from scipy.stats import t
+
+    count = len(values)
+    mean = sum(values) / count
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1) / count)
+    half = float(t.ppf(0.975, count - 1)) * spread
+    return tuple(round(v, DIGITS) for v in (mean, mean - half, mean + half))  # type: ignore[return-value]
+
+
+def comparison(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The verdict at one place of the map, where ``rows`` are alike in all but the number of students.
+
+    ``ratio`` is the geometric mean over seeds of l1(best K > 1) / l1(K = 1); below 1, many students pay. The seeds are
+    paired: the same noise. ``tie``: its interval includes 1. The best K > 1 is chosen by the same numbers, so an
+    interval just below 1 says a little too much.
+    """
+    (one,) = (row for row in rows if row["students"] == 1)
+    best = min(rows, key=lambda row: row["l1_mean"])
+    many = min((row for row in rows if row["students"] > 1), key=lambda row: row["l1_mean"])
+    logs = [math.log(m / o) for m, o in zip(many["l1"], one["l1"], strict=True)]
+    ratio, low, high = (round(math.exp(v), DIGITS) for v in interval(logs))
+    return {
+        "width": one["width"],
+        "images_total": one["images_total"],
+        "flops": one["flops"],
+        "best_students": best["students"],
+        "best_many": many["students"],
+        "ratio": ratio,
+        "ratio_interval": [low, high],
+        "tie": low <= 1 <= high,
+    }
