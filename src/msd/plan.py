@@ -118,6 +118,8 @@ class Plan:
             {name: v.bundle for name, v in self.variants.items()},
             "latency",
         )
+        self.toy = self._toy("toy", "figure", {"map"})
+        self.toy_map = self._toy("toy-map", "map", set())
         self._by_path = {node.manifest: node for node in self._walk()}
         self._ahead: dict[Path, int] = {}
 
@@ -125,6 +127,11 @@ class Plan:
     def report(self) -> Path:
         """The report's manifest; its fixed-name files (ablation.csv, report.html, …) lie beside it."""
         return self.root / "report.json"
+
+    @property
+    def toy_cells(self) -> Path:
+        """Folder of the toy's finished cells, undeclared; all experiments share it."""
+        return self.root.parent / "toy2d"
 
     @property
     def tracking(self) -> Path:
@@ -209,6 +216,7 @@ class Plan:
 
     def _walk(self) -> Iterator[Node]:
         pending = [v.evaluation for v in self.variants.values()] + [self.teacher, self.floor, self.latency]
+        pending += [self.toy] if self.toy else []
         while pending:
             node = pending.pop()
             yield node
@@ -226,6 +234,13 @@ class Plan:
         if trained:
             settings["seed"] = self.experiment.seed
         return self._node(kind, "networks", name, settings, {"data": self.data} if trained else {}, name)
+
+    def _toy(self, kind: str, name: str, without: set[str]) -> Node | None:
+        """What the 2-D toy makes; the map is a target of its own, no part of the report."""
+        toy = self.experiment.toy
+        if toy is None or (kind == "toy-map" and toy.map is None):
+            return None
+        return self._node(kind, "toy", name, _dump(toy, exclude=without), {}, f"toy {name}")
 
     def _judges(self) -> dict[str, Node]:
         return {"data": self.data, "features": self.features, "judge": self.judge}

@@ -36,7 +36,7 @@ from msd.config.sources import (
     TeacherTrainSource,
     UrlSource,
 )
-from msd.config.toy import Pinwheel, Toy, ToyMap, ToyMeasure
+from msd.config.toy import Pinwheel, Toy, ToyMap, ToyMeasure, ToyStart
 from msd.config.training import NoiseDistribution, Optimizer, Sampler, TeacherTraining, Training
 
 __all__ = [
@@ -80,6 +80,7 @@ __all__ = [
     "Toy",
     "ToyMap",
     "ToyMeasure",
+    "ToyStart",
     "Training",
     "Tsm",
     "UrlSource",

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from msd.config.base import Section
 from msd.config.recipe import Dm
-from msd.config.training import Sampler
+from msd.config.training import Optimizer, Sampler
 
 Counts = Annotated[list[PositiveInt], Field(min_length=1)]
 NO_CLIPPING = 1e6  # a norm that no gradient of the toy comes near
@@ -22,6 +22,13 @@ class Pinwheel(Section):
     twist: float = Field(description="radians by which an arm bends from its inner end to its outer one")
     inner_radius: PositiveFloat = Field(description="of an arm, in units of its outer radius")
     spread: PositiveFloat = Field(description="standard deviation of the outermost Gaussian, in the same units")
+
+
+class ToyStart(Section):
+    """Where the students of a seed begin, whatever K: one network, taught by the pairs alone, that branches into K."""
+
+    images: PositiveInt = Field(description="pairs that it learns from, a multiple of the pairs' batch")
+    optimizer: Optimizer
 
 
 class ToyMeasure(Section):
@@ -48,6 +55,7 @@ class Toy(Section):
     width: PositiveInt = Field(description="of a student's hidden layers")
     layers: PositiveInt = Field(2, description="hidden layers of students and fake scores")
     fake_score_width: PositiveInt = Field(description="of a fake score's hidden layers, whatever the students' width")
+    start: ToyStart
     dm: Dm = Field(description="the stage's recipe; `images` is for each student of the figure")
     measure: ToyMeasure
     map: ToyMap | None = None

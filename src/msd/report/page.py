@@ -22,7 +22,7 @@ def render(report: Report, figures: Sequence[Figure]) -> str:
 
     Args:
         report: the data.
-        figures: as ``figures.draw_all`` gives them, the overview first.
+        figures: as ``figures.draw_all`` gives them: the toy, where there is one, the overview, and the others.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("msd.report", "templates"),
@@ -33,6 +33,7 @@ def render(report: Report, figures: Sequence[Figure]) -> str:
     )
     environment.filters |= {"ticks": _ticks, "breakable": _breakable, "inline": _inline, "pretty": _pretty}
     numbers = report.numbers
+    opening = 1 + (report.toy is not None)
     body = columns.cells(numbers["rows"], numbers["metric"])
     return environment.get_template("report.html.j2").render(
         numbers=numbers,
@@ -44,8 +45,8 @@ def render(report: Report, figures: Sequence[Figure]) -> str:
         rows=list(zip(report.rows, body, strict=True)),
         looks=looks(report.rows),
         notes=table.notes(numbers),
-        overview=figures[0],
-        plain=[figure for figure in figures[1:] if not figure.variant],
+        glance=figures[:opening],
+        plain=[figure for figure in figures[opening:] if not figure.variant],
         galleries=[figure for figure in figures if figure.variant],
         provenance=report.provenance,
         origins=report.origins,

@@ -1,4 +1,4 @@
-"""The paper's 2-D toy, with an exact teacher, and the map of when many students pay. Images and pipelines are elsewhere."""
+"""The paper's 2-D toy, whose teacher is exact, and the map of when many students pay. Draws no pictures."""
 
 from msd.toy.summary import summary
 

@@ -22,7 +22,7 @@ from msd import config
 from msd.store import Manifest, digest, one_writer, write_with
 from msd.toy import measure
 from msd.toy.distribution import pinwheel
-from msd.toy.train import ToyStep, flops_per_image, make_pairs
+from msd.toy.train import ToyStep, flops_per_image, make_pairs, make_start
 
 SHOWN = 200  # points of a condition that a cell keeps for pictures
 DIGITS = 6  # of a measured number
@@ -47,7 +47,9 @@ class Cell:
 
 def settings_of(toy: config.Toy, cell: Cell) -> dict[str, Any]:
     """All that decides a cell's numbers."""
-    common = toy.model_dump(mode="json", include={"distribution", "seeds", "layers", "fake_score_width", "measure"})
+    common = toy.model_dump(
+        mode="json", include={"distribution", "seeds", "layers", "fake_score_width", "start", "measure"}
+    )
     recipe = toy.dm.model_dump(mode="json", exclude={"images"})
     return {**common, "dm": recipe, "students": cell.students, "width": cell.width, "images": cell.images}
 
@@ -95,7 +97,8 @@ def _train(
     pairs = make_pairs(teacher, toy.dm.regression, toy.seeds)
     noise = measure.evaluation_noise(toy.measure, toy.distribution.conditions)
     target = measure.targets(teacher, noise, toy.measure)
-    step = ToyStep(toy, teacher, sorted({cell.width for cell in group}), group[0].students, pairs)
+    widths = sorted({cell.width for cell in group})
+    step = ToyStep(toy, teacher, widths, group[0].students, pairs, make_start(toy, widths, pairs))
     longest, began = max(cell.images for cell in group), time.process_time()
     stops = {cell.images for cell in group}
     seen: dict[str, float] = {}
@@ -107,8 +110,8 @@ def _train(
             points = step.evaluate(noise)
             seconds = (time.process_time() - began) / len(here)
             for cell in here:
-                results = _results(toy, cell, points[step.widths.index(cell.width)], target)
-                _write(toy, cell, folder, points[step.widths.index(cell.width), 0], results | {"cpu_seconds": seconds})
+                results = _results(toy, cell, points[widths.index(cell.width)], target)
+                _write(toy, cell, folder, points[widths.index(cell.width), 0], results | {"cpu_seconds": seconds})
                 seen[f"width {cell.width}"] = float(np.mean(results["l1"]))
             began = time.process_time()
         tell(start + batch, longest, seen)

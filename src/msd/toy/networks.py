@@ -83,7 +83,7 @@ class Students(nn.Module):
 
 
 class FakeScores(nn.Module):
-    """Denoisers of the students' points, which begin as the teacher: its denoiser plus a correction that starts at 0."""
+    """Denoisers of the students' points. They begin as the teacher: its denoiser plus a correction that starts at 0."""
 
     def __init__(self, conditions: int, layers: int, widths: Sequence[int], seeds: Sequence[int]) -> None:
         super().__init__()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,11 @@ def run_map(node: Node, cells: Path, tell: Tell) -> Manifest:
     file = node.manifest.parent / "map.json"
     manifests = list(finished.values())
     value = {
-        "what": "l1 distance of K one-step students to the teacher's ODE in the 2-D toy, at equal total training compute",
+        "what": "l1 distance of K one-step students to the teacher's ODE in the 2-D toy, at equal total compute",
         "command": "msd toy --map",
         "settings": node.settings,
         "settings_digest": node.digest,
-        "compute": "flops of all networks in training, of all K students; budgets count training images of all students",
+        "compute": "flops of all networks in all training; budgets are training images of all K students",
         "intervals": "95 %, Student's t over the seeds; of ratios, of the logarithm",
         "seeds": toy.seeds,
         "cpu_seconds": round(sum(m.results["cpu_seconds"] for m in manifests), 1),
@@ -106,5 +107,5 @@ def _per_condition(manifest: Manifest) -> Any:
     return np.mean(manifest.results["l1_per_condition"], axis=0).round(6).tolist()
 
 
-def _paths(manifests: Any, folder: Path) -> list[str]:
-    return [Path(m.path).parent.name for m in manifests]
+def _paths(manifests: Iterable[Manifest], folder: Path) -> list[str]:
+    return [os.path.relpath(manifest.path, folder) for manifest in manifests]

@@ -6,6 +6,7 @@ A student's draws depend on its seed alone, so students of one seed see the same
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,13 @@ class PairSet:
     points: Tensor
     cond: Tensor
 
+    def rows(self, chosen: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise (S, B, 2), conditions (S, B) and points (S, B, 2) of each seed's choice (B,)."""
+        noise, points = (
+            torch.stack([t[i] for t, i in zip(of, chosen, strict=True)]) for of in (self.noise, self.points)
+        )
+        return noise, torch.stack([self.cond[i] for i in chosen]), points
+
 
 def make_pairs(teacher: Mixture, settings: config.Regression, seeds: Sequence[int]) -> PairSet:
     """Noise of each seed and the teacher's sample for it."""
@@ -51,6 +59,29 @@ def _images(x: Tensor) -> Tensor:
     return x.reshape(-1, *x.shape[2:], 1, 1)
 
 
+def make_start(toy: config.Toy, widths: Sequence[int], pairs: PairSet) -> Students:
+    """The network that the students of each width and seed begin as: (widths × seeds), the average over its way."""
+    regression = toy.dm.regression
+    assert regression is not None
+    each = [(width, seed) for width in widths for seed in toy.seeds]
+    net = Students(toy.distribution.conditions, toy.layers, [w for w, _ in each], [s for _, s in each])
+    updater, (ema,) = Updater(net, toy.start.optimizer), averages_of(net, toy.dm, "start").values()
+    draws, batch = [Draws(seed) for seed in toy.seeds], regression.batch_size
+    for start in range(0, toy.start.images, batch):
+        drawn = [of_seed.integers("start/pairs", start, batch, 0, len(pairs.cond)) for of_seed in draws]
+        noise, cond, y = (_repeated(t, len(widths)) for t in pairs.rows(drawn))
+        loss = regression_loss(_images(net.generate(noise, cond)), _images(y), regression.metric)
+        learn([len(noise) * loss], [updater], [])
+        ema.update(start + batch, batch)
+    with ema.applied():
+        return copy.deepcopy(net)
+
+
+def _repeated(of_seed: Tensor, widths: int, students: int = 1) -> Tensor:
+    """One row per seed → one per student, in the order of a stack."""
+    return of_seed.repeat_interleave(students, dim=0).repeat(widths, *[1] * (of_seed.ndim - 1))
+
+
 class ToyStep:
     """One update of K students for each width and seed.
 
@@ -60,6 +91,7 @@ class ToyStep:
         widths: of the students' hidden layers.
         students: K; student k owns the k-th of K runs of consecutive conditions.
         pairs: for ``toy.seeds``.
+        start: the students' first weights, as ``make_start`` gives them.
 
     Attributes:
         parts: (K, C/K) conditions of each student.
@@ -67,7 +99,13 @@ class ToyStep:
     """
 
     def __init__(
-        self, toy: config.Toy, teacher: Mixture, widths: Sequence[int], students: int, pairs: PairSet
+        self,
+        toy: config.Toy,
+        teacher: Mixture,
+        widths: Sequence[int],
+        students: int,
+        pairs: PairSet,
+        start: Students,
     ) -> None:
         conditions = toy.distribution.conditions
         self.settings, self.teacher, self.pairs = toy.dm, teacher, pairs
@@ -77,6 +115,9 @@ class ToyStep:
         each = [(width, seed) for width in widths for seed in toy.seeds for _ in range(students)]
         seeds = [seed for _, seed in each]
         self.net = Students(conditions, toy.layers, [width for width, _ in each], seeds)
+        with torch.no_grad():
+            for mine, first in zip(self.net.parameters(), start.parameters(), strict=True):
+                mine.copy_(first.repeat_interleave(students, dim=0))
         self.fake_score = FakeScores(conditions, toy.layers, [toy.fake_score_width] * len(each), seeds)
         self.updaters = Updater(self.net, toy.dm.student), Updater(self.fake_score, toy.dm.fake_score)
         self.emas = averages_of(self.net, toy.dm, "student")
@@ -111,7 +152,7 @@ class ToyStep:
 
     @torch.no_grad()
     def evaluate(self, noise: Tensor) -> Tensor:
-        """Points of the averaged students for noise (C, E, 2), each condition by its owner: (widths, seeds, C, E, 2)."""
+        """Averaged students' points for noise (C, E, 2), each condition by its owner: (widths, seeds, C, E, 2)."""
         runs = len(self.widths) * len(self.seeds)
         mine = noise[self.parts].reshape(self.students, -1, 2).repeat(runs, 1, 1)
         cond = self.parts.repeat_interleave(noise.shape[1], dim=1).repeat(runs, 1)
@@ -120,9 +161,7 @@ class ToyStep:
 
     def _each(self, of_seed: list[Tensor]) -> Tensor:
         """One tensor per seed → one per student, stacked."""
-        return torch.stack(of_seed).repeat_interleave(self.students, dim=0).repeat(
-            len(self.widths), *[1] * of_seed[0].ndim
-        )
+        return _repeated(torch.stack(of_seed), len(self.widths), self.students)
 
     def _generate(self, drawn: list[BatchDraws]) -> tuple[Tensor, Tensor]:
         """Conditions of the parts (N, B) and points (N, B, 2)."""
@@ -151,8 +190,8 @@ class ToyStep:
         settings, pairs = self.settings.regression, self.pairs
         assert settings is not None
         chosen = [d.sized(settings.batch_size).integers("pairs", 0, len(pairs.cond)) for d in drawn]
-        noise, y = (self._each([t[i] for t, i in zip(of, chosen, strict=True)]) for of in (pairs.noise, pairs.points))
-        x = self.net.generate(noise, self._each([pairs.cond[i] for i in chosen]))
+        noise, cond, y = (_repeated(t, len(self.widths), self.students) for t in pairs.rows(chosen))
+        x = self.net.generate(noise, cond)
         return settings.weight * regression_loss(_images(x), _images(y), settings.metric)
 
     def _fake_score_loss(self, x: Tensor, cond: Tensor, drawn: list[BatchDraws]) -> Tensor:
