@@ -23,8 +23,8 @@ def summary(value: Mapping[str, Any]) -> list[str]:
         f"{_images(budgets[-1])} training images of all students together.",
         "",
         f"- Of {len(places)} places of the map, the best K > 1 is closer to the teacher than one student in "
-        f"{len(wins)} and farther in {len(losses)}; in {len(places) - len(wins) - len(losses)} the 95 % interval of the ratio "
-        "includes a tie.",
+        f"{len(wins)} and farther in {len(losses)}; in {len(places) - len(wins) - len(losses)} the 95 % interval of "
+        "the ratio includes a tie.",
         *(_of_width(width, [p for p in places if p["width"] == width]) for width in value["widths"]),
         f"- Extremes of ℓ1(best K > 1) / ℓ1(K = 1): {_ratio(best)} at {_place(best)} (K = {best['best_many']}), "
         f"{_ratio(worst)} at {_place(worst)} (K = {worst['best_many']}).",
