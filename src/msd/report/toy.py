@@ -22,6 +22,7 @@ from msd.store import Manifest, read_json, write_json
 # around the circle, as the conditions lie
 HUES = ["#d1495b", "#e07a3f", "#d9a520", "#7aa33c", "#2a9d8f", "#3381b8", "#6a5fc1", "#b2519d"]
 PANELS = 3  # in a row
+BEHIND = {"boxstyle": "round,pad=0.15", "fc": "#ffffffb0", "lw": 0}  # a number, so that a hatched cell can be read
 
 
 def figure(manifest: Manifest, path: Path) -> Figure:
@@ -34,7 +35,7 @@ def figure(manifest: Manifest, path: Path) -> Figure:
         count = len(rows) + 2
         lines = -(-count // PANELS)
         canvas = Canvas(figsize=(WIDTH, 2.55 * lines), layout="constrained")
-        axes = canvas.subplots(lines, PANELS).flatten()
+        axes = canvas.subplots(lines, PANELS, gridspec_kw={"hspace": 0.08, "wspace": 0.06}).flatten()
         _scatter(axes[0], points["teacher"], limit, "teacher", "the exact ODE")
         for ax, row in zip(axes[1:], rows, strict=False):
             _scatter(ax, points[f"students-{row['students']}"], limit, _students(row["students"]), _distance(row))
@@ -87,12 +88,12 @@ def map_figure(value: Mapping[str, Any], path: Path) -> Figure:
             place = grid[y][x]
             if place["tie"]:
                 ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="////", ec="#ffffffb0", lw=0))
-            ax.text(x, y, f"{place['ratio']:.2f}", ha="center", va="center", color=INK, fontsize=10, zorder=4)
+            ax.text(x, y, f"{place['ratio']:.2f}", ha="center", va="center", fontsize=10, zorder=4, bbox=BEHIND)
         _border(ax, np.array([[p["best_students"] > 1 for p in line] for line in grid]))
         ax.set_xticks(range(len(widths)), [str(w) for w in widths])
         ax.set_yticks(range(len(budgets)), [thousands(b) for b in budgets])
         ax.set_xlabel("width of a student's hidden layers")
-        ax.set_ylabel("training images of all students together")
+        ax.set_ylabel("training images, all students")
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
         keys = [Patch(fc=colours[k], label=f"K = {k} best") for k in students]
