@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from report_fixtures import experiment, make_results
 from tiny import ROOT
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +25,7 @@ from msd.networks import Backbone
 from msd.networks.precond import SIGMA_DATA
 from msd.plan import Plan
 from msd.report import toy as figures
+from msd.report.build import build_report
 from msd.store import Manifest, read_json
 from msd.toy import measure, summary
 from msd.toy.cells import Cell, finish, path_of
@@ -429,6 +432,17 @@ def test_docs_need_the_runs(tmp_path: Path) -> None:
     assert nothing.toy_map is not None
     with pytest.raises(MissingFileError):
         figures.publish(nothing.toy, nothing.toy_map, tmp_path)
+
+
+def test_the_toy_opens_the_report(made: Plan, toy: config.Toy, tmp_path: Path) -> None:
+    found = make_results(tmp_path / "results", experiment({"pair": {"students": 2}}).model_copy(update={"toy": toy}))
+    assert found.toy is not None
+    run_figure(found.toy, made.toy_cells, quiet)
+    report = build_report(found)
+    assert report.file("figures/toy.png").stat().st_size > 10_000
+    titles = re.findall("<h2>(.*?)</h2>", report.file("report.html").read_text())
+    assert titles[:2] == ["The idea in two dimensions", "Every variant at a glance"]
+    assert len(report.body["inputs"]) == len(list(found))
 
 
 # configuration
