@@ -30,7 +30,7 @@ def figure(manifest: Manifest, path: Path) -> Figure:
     rows = manifest.results["rows"]
     points = np.load(manifest.file("points"))
     conditions = len(points["teacher"])
-    limit = 1.05 * float(np.abs(points["teacher"]).max())
+    limit = 1.02 * max(float(np.quantile(np.abs(p), 0.9995)) for p in points.values())
     with rc_context(STYLE):
         count = len(rows) + 2
         lines = -(-count // PANELS)
