@@ -128,6 +128,8 @@ class Plan:
             {name: v.bundle for name, v in self.variants.items()},
             "latency",
         )
+        self.toy = self._toy("toy", "figure", {"map"})
+        self.toy_map = self._toy("toy-map", "map", set())
         self._by_path = {node.manifest: node for node in self._walk()}
         further = range(1, max((claim.seeds for claim in experiment.claims), default=1)) if replicate == 0 else ()
         self.replicates = [self, *(Plan(experiment, results, r) for r in further)]
@@ -148,6 +150,11 @@ class Plan:
         """Every manifest that the claims are judged by."""
         names = dict.fromkeys(name for claim in self.experiment.claims for name in claim.variants)
         return [self.latency.manifest] + [node.manifest for name in names for node in self.claimed(name)]
+
+    @property
+    def toy_cells(self) -> Path:
+        """Folder of the toy's finished cells, undeclared; all experiments share it."""
+        return self.root.parent / "toy2d"
 
     @property
     def tracking(self) -> Path:
@@ -239,6 +246,7 @@ class Plan:
     def _walk(self) -> Iterator[Node]:
         pending = [v.evaluation for v in self.variants.values()] + [self.teacher, self.floor, self.latency]
         pending += [v.breakdown for v in self.variants.values() if v.breakdown]
+        pending += [self.toy] if self.toy else []
         while pending:
             node = pending.pop()
             yield node
@@ -261,6 +269,13 @@ class Plan:
         if trained:
             settings["seed"] = self.experiment.seed
         return self._node(kind, "networks", name, settings, {"data": self.data} if trained else {}, name)
+
+    def _toy(self, kind: str, name: str, without: set[str]) -> Node | None:
+        """What the 2-D toy makes; the map is a target of its own, no part of the report."""
+        toy = self.experiment.toy
+        if toy is None or (kind == "toy-map" and toy.map is None):
+            return None
+        return self._node(kind, "toy", name, _dump(toy, exclude=without), {}, f"toy {name}")
 
     def _judges(self) -> dict[str, Node]:
         return {"data": self.data, "features": self.features, "judge": self.judge}

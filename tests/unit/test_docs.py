@@ -40,7 +40,10 @@ def test_readme_make_targets_exist() -> None:
     assert set(re.findall(r"^make ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE)) <= targets
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda p: p.stem)
+OVERLAYS = sorted(set((ROOT / "experiments").glob("*.yaml")) - {ROOT / "experiments/toy2d.yaml"})
+
+
+@pytest.mark.parametrize("recipe", OVERLAYS, ids=lambda p: p.stem)
 def test_shipped_recipes_resolve(recipe: Path) -> None:
     assert load(ROOT / "params.yaml", [recipe]).experiment == recipe.stem
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from msd.report.intervals import Interval, difference, verdict
+from msd.intervals import Interval, difference, verdict
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10])

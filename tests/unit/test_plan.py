@@ -33,7 +33,7 @@ def changed_kinds(setting: str) -> set[str]:
 
 
 TRAINING = {"dm", "adm", "bundle", "evaluate", "breakdown", "latency"}
-ALL = {"data", "teacher", "classifier", "partition", "pairs", "tsm", "floor", *TRAINING}
+ALL = {"data", "teacher", "classifier", "partition", "pairs", "tsm", "floor", "toy", *TRAINING}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,8 @@ ALL = {"data", "teacher", "classifier", "partition", "pairs", "tsm", "floor", *T
         ("teacher.sha256=" + "a" * 64, {"teacher", "pairs", "tsm", *TRAINING}),
         ("data.evaluation_share=0.4", {"data", "partition", "tsm", "floor", *TRAINING}),
         ("seed=1", {"pairs", "tsm", *TRAINING}),
+        ("toy.width=5", {"toy"}),
+        ("toy.map.widths=[5]", set()),
     ],
 )
 def test_a_setting_changes_the_paths_it_matters_for(setting: str, expected: set[str]) -> None:

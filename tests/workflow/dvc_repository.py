@@ -21,6 +21,7 @@ TREE = (
     "workflow",
     "local",
     "slurm",
+    "experiments",
     "resources",
     "src",
     "dvc.yaml",

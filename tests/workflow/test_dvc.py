@@ -76,6 +76,7 @@ CHANGES: Mapping[str, set[str]] = {
     "evaluation.images=100": {"evaluations"},
     "evaluation.latency_repeats=3": {"evaluations"},
     "variants={late: {students: 2}}": {"students", "bundles", "evaluations", "report"},
+    "toy.width=5": {"toy", "report"},
     "compute.threads=2": set(),
 }
 

@@ -38,6 +38,7 @@ from msd.config.sources import (
     TeacherTrainSource,
     UrlSource,
 )
+from msd.config.toy import Pinwheel, Toy, ToyMap, ToyMeasure, ToyStart
 from msd.config.training import NoiseDistribution, Optimizer, Sampler, TeacherTraining, Training
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "NonNegative",
     "Optimizer",
     "PartitionSpec",
+    "Pinwheel",
     "Random",
     "Recipe",
     "Regression",
@@ -79,6 +81,10 @@ __all__ = [
     "TeacherTrainSource",
     "TeacherTraining",
     "TeacherVariant",
+    "Toy",
+    "ToyMap",
+    "ToyMeasure",
+    "ToyStart",
     "Training",
     "Tsm",
     "UrlSource",

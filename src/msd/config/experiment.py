@@ -11,6 +11,7 @@ from msd.config.networks import Network
 from msd.config.problems import describe
 from msd.config.recipe import Recipe
 from msd.config.sources import ClassifierSource, Data, KnownSource, TeacherSource
+from msd.config.toy import Toy
 from msd.config.training import Sampler, Training
 from msd.registry import KNOWN
 
@@ -165,6 +166,9 @@ class Experiment(Section):
     recipe: Recipe
     evaluation: Evaluation
     compute: Compute = Compute()
+    toy: Toy | None = Field(
+        None, description="the 2-D toy that opens the report, or the file that holds it (`load` reads it); null: none"
+    )
     variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], Variant] = Field(min_length=1)
     claims: list[Claim] = Field(default=[], description="statements about the variants; `snakemake claims` tests them")
 

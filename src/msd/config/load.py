@@ -28,9 +28,9 @@ def load(params: Path | str, configfiles: Sequence[Path | str] = (), overrides: 
         MissingFileError: one of the files does not exist.
         ConfigError: with every problem found.
     """
-    merged = _read(Path(params))
-    for overlay in [_read(Path(p)) for p in configfiles] + [_parse_override(o) for o in overrides]:
-        merged = merge(merged, overlay)
+    merged: dict[str, Any] = {}
+    for layer in [*(_read(Path(p)) for p in (params, *configfiles)), *map(_parse_override, overrides)]:
+        merged = merge(merged, _with_toy(layer, Path(params).parent))
     where = " + ".join([str(params), *map(str, configfiles), *overrides])
     try:
         experiment = Experiment.model_validate(merged)
@@ -61,6 +61,12 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError("A configuration file must be a mapping of keys.", where=str(path))
     return content
+
+
+def _with_toy(layer: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """``toy`` may name a file, from the folder of params.yaml; later layers then change its keys like all others."""
+    toy = layer.get("toy")
+    return layer | {"toy": _read(folder / toy)} if isinstance(toy, str) else layer
 
 
 def _parse_override(text: str) -> dict[str, Any]:

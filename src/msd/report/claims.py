@@ -12,9 +12,9 @@ from typing import Any
 
 from msd.config import Claim
 from msd.errors import MissingFileError
+from msd.intervals import Interval, Verdict, difference, verdict
 from msd.plan import Node, Plan
 from msd.report.check import check_inputs
-from msd.report.intervals import Interval, Verdict, difference, verdict
 from msd.report.read import one_metric
 from msd.store import Manifest, read_json, sha256_file, verify_sha256, write_json, write_text
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Canvas
 
+from msd.intervals import Interval
 from msd.report.claims import Claims, Comparison
-from msd.report.intervals import Interval
 from msd.report.style import COLOURS, INK, SOFT, STYLE, WIDTH, save
 
 HELPS, HARMS = COLOURS[2], COLOURS[1]

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msd.errors import DamagedFileError, MissingFileError
+from msd.intervals import Interval
 from msd.plan import Plan
 from msd.report import columns, read
 from msd.report.claims import LIST, Claims, Comparison, Judged, Row, keep, read_claims
 from msd.report.claims_figure import draw
-from msd.report.intervals import Interval
-from msd.store import Manifest, write_text
+from msd.store import Manifest, read_json, write_text
+from msd.toy.summary import summary as toy_summary
 
 FOLDER, PAGE = Path("docs/claims"), Path("docs/claims.md")
 
@@ -107,6 +108,14 @@ def render(claims: Sequence[Claims], beside: Path) -> str:
             "grey: the interval includes one, or there is one seed.*\n"
         )
         parts += [f"## {one.experiment}\n", picture, _metric(one), _rows(one, link), _map(one)]
+    toy = beside / "claims" / "toy2d.json"
+    if toy.exists():
+        lines = toy_summary(read_json(toy))
+        parts += [
+            "## The 2-D toy\n",
+            *lines,
+            "\n![Best number of students by width and budget](images/toy2d-map.png)\n",
+        ]
     return "\n".join(part for part in parts if part)
 
 

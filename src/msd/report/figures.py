@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from msd.report import columns, curves, partitions, pictures
+from msd.report import columns, curves, partitions, pictures, toy
 from msd.report.read import Report, Row
 from msd.report.style import INK, PARTS, SOFT, STYLE, WIDTH, Figure, looks, save
 
@@ -36,6 +36,7 @@ def draw_all(report: Report, folder: Path) -> list[Figure]:
 
 def _draw(report: Report, folder: Path) -> list[Figure | None]:
     return [
+        toy.figure(report.toy, folder / "toy.png") if report.toy else None,
         pictures.overview(report, folder / "overview.png"),
         partition(report, folder / "partition.png"),
         quality_latency(report, folder / "quality-latency.png"),

@@ -90,6 +90,7 @@ class Report:
         origins: network → how it came about, for display.
         manifests: path under the experiment's folder → manifest, all of the plan.
         sha256: path under the experiment's folder → sha256 of the manifest.
+        toy: the 2-D toy's manifest, where the experiment has one.
     """
 
     numbers: dict[str, Any]
@@ -100,6 +101,7 @@ class Report:
     origins: dict[str, dict[str, Any]]
     manifests: dict[str, Manifest]
     sha256: dict[str, str]
+    toy: Manifest | None
 
 
 def read(plan: Plan) -> Report:
@@ -158,6 +160,7 @@ def read(plan: Plan) -> Report:
         origins={name: _origin(node, of(node)) for name, node in networks.items()},
         manifests=manifests,
         sha256=sums,
+        toy=of(plan.toy) if plan.toy else None,
     )
 
 

@@ -201,6 +201,7 @@ def _pictures(id: str, title: str, short: str) -> Callable[[Content], Section | 
 
 SECTIONS: tuple[Callable[[Content], Section | None], ...] = (
     claims,
+    _pictures("toy", "The idea in two dimensions", "Idea"),
     _pictures("glance", "Every variant at a glance", "At a glance"),
     ablation,
     costs,

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
-Verdict = Literal["holds", "does not hold", "undecided", "better, one seed", "worse, one seed", "not run"]
+from scipy.special import stdtrit  # scipy.stats takes a second to import
 
-# Two-sided 95 % points of Student's t by degrees of freedom; beyond the table the last one errs on the wide side.
-STUDENT_T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
+Verdict = Literal["holds", "does not hold", "undecided", "better, one seed", "worse, one seed", "not run"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Interval:
         n = len(values)
         if n < 2:
             return cls(values[0], None, n)
-        return cls(fmean(values), STUDENT_T[min(n - 1, len(STUDENT_T)) - 1] * stdev(values) / n**0.5, n)
+        return cls(fmean(values), float(stdtrit(n - 1, 0.975)) * stdev(values) / n**0.5, n)
 
     @property
     def ends(self) -> tuple[float, float] | None:
