@@ -110,13 +110,9 @@ def render(claims: Sequence[Claims], beside: Path) -> str:
         parts += [f"## {one.experiment}\n", picture, _metric(one), _rows(one, link), _map(one)]
     toy = beside / "claims" / "toy2d.json"
     if toy.exists():
-        lines = toy_summary(read_json(toy))
-        parts += [
-            "## The 2-D toy\n",
-            *lines,
-            "\n![Best number of students by width and budget](images/toy2d-map.png)\n",
-        ]
-    return "\n".join(part for part in parts if part)
+        picture = "![Best number of students by width and budget](images/toy2d-map.png)\n"
+        parts += ["## The 2-D toy\n", "\n".join(toy_summary(read_json(toy))), "", picture]
+    return "\n".join(parts)
 
 
 def verdict_text(judged: Judged) -> str:
