@@ -108,7 +108,9 @@ def test_a_number_opens_its_provenance(whole: WorkingCopy, page: str, browser: w
     assert browser.find_elements("css selector", ":popover-open") == []
     row = next(r for r in browser.find_elements("css selector", ".numbers tbody tr") if r.text.startswith("msd2"))
     button = row.find_elements("css selector", "button")[5]
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", button)
+    browser.execute_script(
+        "arguments[0].scrollIntoView({block: 'center', inline: 'center', behavior: 'instant'})", button
+    )
     button.click()
     (opened,) = browser.find_elements("css selector", ":popover-open")
     (evaluation,) = whole.results("compare").glob("evaluation/msd2-*/manifest.json")
