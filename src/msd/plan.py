@@ -105,10 +105,14 @@ class Plan:
         self.root = results / experiment.experiment
         self.data = self._node("data", "data", experiment.data.source, _dump(experiment.data), {}, "data")
         self.teacher = self._sourced("teacher", "teacher", experiment.teacher)
-        self.features = self._sourced("classifier", "features", experiment.evaluation.features)
+        protocol = experiment.evaluation.protocol
+        self.features = self._sourced("classifier", "features", protocol.features)
+        self.second = (
+            self._sourced("classifier", "second-features", protocol.second.features) if protocol.second else None
+        )
         self.judge = self._sourced("classifier", "judge", experiment.evaluation.judge)
         self.variants = {name: self._variant(name) for name in experiment.variants}
-        measure = _dump(experiment.evaluation, include={"metric", "images", "neighbours"})
+        measure = {"protocol": _dump(protocol)}
         self.floor = self._node("floor", "evaluation", "real-data", measure, self._judges(), "metric floor")
         self.latency = self._node(
             "latency",
@@ -228,28 +232,30 @@ class Plan:
         return self._node(kind, "networks", name, settings, {"data": self.data} if trained else {}, name)
 
     def _judges(self) -> dict[str, Node]:
-        return {"data": self.data, "features": self.features, "judge": self.judge}
+        second = {"second-features": self.second} if self.second else {}
+        return {"data": self.data, "features": self.features, **second, "judge": self.judge}
 
     def _variant(self, name: str) -> VariantPlan:
         variant = self.experiment.variants[name]
         inputs: dict[str, Node] = {"teacher": self.teacher}
         settings: dict[str, Any] = {"model": variant.model}
         partition, students = None, []
+        protocol = self.experiment.evaluation.protocol
         if isinstance(variant, TeacherVariant):
-            settings["sampler"] = _dump(self.experiment.evaluation.sampler)
+            settings["sampler"] = _dump(protocol.sampler)
         elif isinstance(variant, WeightsVariant):
             settings, inputs = _dump(variant), {}
         else:
             partition = self._partition(variant)
             students = [self._student(name, variant, partition, k) for k in range(variant.students)]
             inputs = {"partition": partition} | {f"student-{k}": s.last for k, s in enumerate(students)}
+            settings |= {} if protocol.ema is None else {"ema": protocol.ema}
         bundle = self._node("bundle", "bundles", name, settings, inputs, f"{name} bundle")
-        measure = _dump(self.experiment.evaluation, exclude={"features", "judge", "latency_repeats", "sampler"})
         evaluation = self._node(
             "evaluate",
             "evaluation",
             name,
-            {**measure, "seed": self.experiment.seed},
+            _dump(self.experiment.evaluation, exclude={"judge", "latency_repeats"}),
             {"bundle": bundle, **self._judges()},
             f"{name} evaluation",
         )

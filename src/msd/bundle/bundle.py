@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msd.diffusion.samplers import NoiseSource
 from msd.networks import Backbone, load_network, sample_teacher
 from msd.partition.router import ClassRouter
 from msd.store import Manifest
@@ -59,16 +60,20 @@ class Bundle:
         return self
 
     @torch.no_grad()
-    def generate(self, noise: Tensor, cond: Tensor) -> Tensor:
-        """Unit noise (B, C, H, W) and conditions (B,) → images (B, C, H, W), each by the owner of its condition."""
+    def generate(self, noise: Tensor, cond: Tensor, churn: NoiseSource | None = None) -> Tensor:
+        """Unit noise (B, C, H, W) and conditions (B,) → images (B, C, H, W), each by the owner of its condition.
+
+        Args:
+            churn: for a teacher with a stochastic sampler, see ``sample_teacher``.
+        """
         images = torch.empty_like(noise)
         owner = self.router(cond)
         for k in owner.unique().tolist():
             mine = owner == k
-            images[mine] = self._draw(self.networks[k], noise[mine], cond[mine])
+            images[mine] = self._draw(self.networks[k], noise[mine], cond[mine], churn)
         return images
 
-    def _draw(self, net: Backbone, noise: Tensor, cond: Tensor) -> Tensor:
+    def _draw(self, net: Backbone, noise: Tensor, cond: Tensor, churn: NoiseSource | None) -> Tensor:
         if self.sampler is None:
             return net.generate(noise, cond)
-        return sample_teacher(net, noise, cond, self.sampler)
+        return sample_teacher(net, noise, cond, self.sampler, churn)  # one network, so the whole batch

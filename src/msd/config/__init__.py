@@ -21,6 +21,17 @@ from msd.config.experiment import (
 )
 from msd.config.load import as_settings, load
 from msd.config.networks import Network, Song
+from msd.config.protocol import (
+    Captions,
+    ClipScore,
+    FeatureSource,
+    InceptionSource,
+    Protocol,
+    Reference,
+    Space,
+    StatisticsSource,
+    TorchScriptSource,
+)
 from msd.config.recipe import Adm, Dm, Recipe, Regression, Tsm
 from msd.config.sources import (
     WITHOUT_PATH,
@@ -36,16 +47,18 @@ from msd.config.sources import (
     TeacherTrainSource,
     UrlSource,
 )
-from msd.config.training import NoiseDistribution, Optimizer, Sampler, TeacherTraining, Training
+from msd.config.training import NoiseDistribution, Optimizer, Sampler, TeacherSampler, TeacherTraining, Training
 
 __all__ = [
     "TEACHER",
     "WITHOUT_PATH",
     "Adm",
     "BalancedKMeans",
+    "Captions",
     "ClassifierSource",
     "ClassifierTrainSource",
     "ClassifierTraining",
+    "ClipScore",
     "Compute",
     "Consecutive",
     "Data",
@@ -54,27 +67,35 @@ __all__ = [
     "Evaluation",
     "Experiment",
     "Explicit",
+    "FeatureSource",
     "FileSource",
     "HubSource",
+    "InceptionSource",
     "KnownSource",
     "Network",
     "NoiseDistribution",
     "NonNegative",
     "Optimizer",
     "PartitionSpec",
+    "Protocol",
     "Random",
     "Recipe",
+    "Reference",
     "Regression",
     "Sampler",
     "Section",
     "Share",
     "Song",
+    "Space",
     "StageName",
+    "StatisticsSource",
     "StudentVariant",
+    "TeacherSampler",
     "TeacherSource",
     "TeacherTrainSource",
     "TeacherTraining",
     "TeacherVariant",
+    "TorchScriptSource",
     "Training",
     "Tsm",
     "UrlSource",

@@ -28,9 +28,10 @@ def load(params: Path | str, configfiles: Sequence[Path | str] = (), overrides: 
         MissingFileError: one of the files does not exist.
         ConfigError: with every problem found.
     """
-    merged = _read(Path(params))
+    base = Path(params)
+    merged = _with_protocol(_read(base), base.parent)
     for overlay in [_read(Path(p)) for p in configfiles] + [_parse_override(o) for o in overrides]:
-        merged = merge(merged, overlay)
+        merged = _with_protocol(merge(merged, overlay), base.parent)
     where = " + ".join([str(params), *map(str, configfiles), *overrides])
     try:
         experiment = Experiment.model_validate(merged)
@@ -61,6 +62,14 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError("A configuration file must be a mapping of keys.", where=str(path))
     return content
+
+
+def _with_protocol(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings with a protocol's file read in, so that later overlays can change its keys."""
+    evaluation = settings.get("evaluation")
+    if not (isinstance(evaluation, dict) and isinstance(evaluation.get("protocol"), str)):
+        return settings
+    return settings | {"evaluation": evaluation | {"protocol": _read(folder / evaluation["protocol"])}}
 
 
 def _parse_override(text: str) -> dict[str, Any]:
