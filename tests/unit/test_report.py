@@ -124,6 +124,7 @@ def test_mixing_metrics_is_refused(plan: Plan) -> None:
     node = plan.variants["msd4"].evaluation
     metric = Manifest.read(node.manifest).results["metric"]
     for key, other in (
+        ("protocol", "0" * 64),
         ("features_sha256", "0" * 64),
         ("judge_sha256", "0" * 64),
         ("images", 7),

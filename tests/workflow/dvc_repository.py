@@ -21,6 +21,7 @@ TREE = (
     "workflow",
     "local",
     "slurm",
+    "protocols",
     "resources",
     "src",
     "dvc.yaml",

@@ -22,10 +22,11 @@ from msd.evaluate.features import Extractor
 from msd.evaluate.frechet import frechet_distance
 from msd.evaluate.metrics import Features, statistics_of
 from msd.evaluate.protocol import batches
-from msd.evaluate.statistics import Moments, Statistics
+from msd.evaluate.statistics import Statistics
 
 NOTHING = 1e-3  # a distance that counts as none
 AGREEMENT = 1e-6  # relative difference between two ways to compute one distance
+ROUGH = 1e-4  # the same with fewer images than features, where the library's way carries rounding errors
 Images = NDArray[np.uint8]
 
 
@@ -67,7 +68,7 @@ class Sample:
         return statistics_of(self.extractor.all_of(batches(images)))
 
 
-Mistake = Callable[[Sample], tuple[float, float]]  # → the distance that appears, and the one that must be surpassed
+Mistake = Callable[[Sample], float]  # → the distance that appears
 
 
 def known_answers(one: Sample, other: Sample) -> list[Outcome]:
@@ -77,44 +78,44 @@ def known_answers(one: Sample, other: Sample) -> list[Outcome]:
     distance, back = frechet_distance(mine, theirs), frechet_distance(theirs, mine)
     arrays = ({"mu": s.mu, "sigma": s.sigma} for s in (mine, theirs))
     library = fid_statistics_to_metric(*arrays, verbose=False)[KEY_METRIC_FID]
+    full_rank = min(len(one.features), len(other.features)) > one.features.shape[1]
     return [
         Outcome("a set against itself", abs(frechet_distance(mine, again)), NOTHING, False),
         Outcome("one half against the other: the order of the two", abs(distance - back), NOTHING, False),
-        Outcome("the same by torch-fidelity, relative difference", abs(library / distance - 1), AGREEMENT, False),
+        Outcome(
+            "the same by torch-fidelity, relative difference",
+            abs(library / distance - 1),
+            AGREEMENT if full_rank else ROUGH,
+            False,
+        ),
     ]
 
 
-def accumulator_from_ones(sample: Sample) -> tuple[float, float]:
+def accumulator_from_ones(sample: Sample) -> float:
     """The covariance's accumulator starts at one."""
-    moments = Moments(sample.features.shape[1])
-    moments.update(sample.features)
-    ones = Statistics(moments.mu, moments.sigma + 1 / (moments.count - 1))
-    return frechet_distance(ones, statistics_of(sample.features)), NOTHING
+    right = statistics_of(sample.features)
+    return frechet_distance(Statistics(right.mu, right.sigma + 1 / (len(sample.features) - 1)), right)
 
 
-def jpeg_in_between(sample: Sample) -> tuple[float, float]:
+def jpeg_in_between(sample: Sample) -> float:
     """Images were saved as JPEG files of Pillow's usual quality."""
-    return frechet_distance(sample.look(_each(sample.images, _as_jpeg)), statistics_of(sample.features)), NOTHING
+    return frechet_distance(sample.look(_each(sample.images, _as_jpeg)), statistics_of(sample.features))
 
 
-def other_resize_filter(sample: Sample) -> tuple[float, float]:
+def other_resize_filter(sample: Sample) -> float:
     """Both sides are brought to half their size and back, by Lanczos on one side and bilinear on the other."""
     filters = (Image.Resampling.BILINEAR, Image.Resampling.LANCZOS)
     one, other = (sample.look(_each(sample.images, partial(_there_and_back, how=how))) for how in filters)
-    return frechet_distance(one, other), NOTHING
+    return frechet_distance(one, other)
 
 
-def skewed_labels(sample: Sample) -> tuple[float, float]:
-    """The first half of the classes is drawn three times as often; the limit is thrice a draw blind to classes."""
+def skewed_labels(sample: Sample) -> float:
+    """The images of the first half of the classes are there three times."""
     classes = np.unique(sample.labels)
     often = np.isin(sample.labels, classes[: len(classes) // 2])
-    rng = np.random.default_rng(0)
-    weights = np.where(often, 3.0, 1.0)
-    skewed, blind = (
-        statistics_of(sample.features[rng.choice(len(often), len(often), p=p)]) for p in (weights / weights.sum(), None)
+    return frechet_distance(
+        statistics_of(np.repeat(sample.features, np.where(often, 3, 1), axis=0)), statistics_of(sample.features)
     )
-    right = statistics_of(sample.features)
-    return frechet_distance(skewed, right), 3 * frechet_distance(blind, right)
 
 
 MISTAKES: Mapping[str, Mistake] = {
@@ -128,10 +129,7 @@ MISTAKES: Mapping[str, Mistake] = {
 def self_test(one: Sample, other: Sample, mistakes: Mapping[str, Mistake] = MISTAKES) -> list[Outcome]:
     """Known answers, then every mistake on ``one``."""
     outcomes = known_answers(one, other)
-    for name, mistake in mistakes.items():
-        shift, limit = mistake(one)
-        outcomes.append(Outcome(name, shift, limit, True))
-    return outcomes
+    return outcomes + [Outcome(name, mistake(one), NOTHING, True) for name, mistake in mistakes.items()]
 
 
 def require(outcomes: list[Outcome]) -> None:
