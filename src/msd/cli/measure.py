@@ -19,7 +19,11 @@ def add_measuring(parser: argparse.ArgumentParser) -> None:
         "msd evaluate --images out/ --protocol protocols/fd_digits.yaml; docs/metrics.md shows more",
     )
     group.add_argument("--images", type=Path, metavar="PATH", help="a folder, zip or npz file of images to measure")
-    group.add_argument("--protocol", metavar="FILE", help="the same as --config evaluation.protocol=FILE")
+    group.add_argument(
+        "--protocol",
+        metavar="FILE",
+        help="the same as --config evaluation.protocol=FILE; its keys can be changed by more --config",
+    )
     group.add_argument(
         "--reference",
         type=Path,
@@ -47,9 +51,14 @@ def measures(arguments: argparse.Namespace) -> bool:
         return True
     if arguments.reference is not None or arguments.out is not None:
         raise ConfigError("--reference and --out belong to --images.", todo="Give --images, or leave them out.")
-    if arguments.protocol is not None:
-        arguments.config.append(f"evaluation.protocol={arguments.protocol}")
+    _name_protocol(arguments)
     return False
+
+
+def _name_protocol(arguments: argparse.Namespace) -> None:
+    """The file comes before the single settings, which may change its keys."""
+    if arguments.protocol is not None:
+        arguments.config.insert(0, f"evaluation.protocol={arguments.protocol}")
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -58,8 +67,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
     from msd.training.engine import resolve_device
 
-    if arguments.protocol is not None:
-        arguments.config.append(f"evaluation.protocol={arguments.protocol}")
+    _name_protocol(arguments)
     plan = plan_of(arguments)
     torch.set_num_threads(plan.experiment.compute.threads)
     device = resolve_device(plan.experiment.compute.device)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
 from msd.data.images import image_of
 from msd.errors import SelfTestError
@@ -76,8 +77,8 @@ def known_answers(one: Sample, other: Sample) -> list[Outcome]:
     mine, theirs = statistics_of(one.features), statistics_of(other.features)
     again = one.look(one.images[::-1])  # through the network once more, in another order and other batches
     distance, back = frechet_distance(mine, theirs), frechet_distance(theirs, mine)
-    arrays = ({"mu": s.mu, "sigma": s.sigma} for s in (mine, theirs))
-    library = fid_statistics_to_metric(*arrays, verbose=False)[KEY_METRIC_FID]
+    moments = [fid_features_to_statistics(torch.from_numpy(sample.features)) for sample in (one, other)]
+    library = fid_statistics_to_metric(*moments, verbose=False)[KEY_METRIC_FID]
     full_rank = min(len(one.features), len(other.features)) > one.features.shape[1]
     return [
         Outcome("a set against itself", abs(frechet_distance(mine, again)), NOTHING, False),

@@ -72,8 +72,9 @@ def metric_note(metric: Mapping[str, Any]) -> str:
     if metric["name"].startswith("fid_"):
         return (
             f"`{label}` is FID: the Fréchet distance of {images} per row and seed block, in the features of "
-            f"Inception-v3 with the weights of 2015, measured by the protocol {metric['protocol'][:8]}. Numbers compare only with "
-            "those of the same protocol. Where no other feature space stands beside it, none was measured."
+            f"Inception-v3 with the weights of 2015, measured by the protocol {metric['protocol'][:8]}. Numbers "
+            "compare only with those of the same protocol. Where no other feature space stands beside it, none was "
+            "measured."
         )
     return (
         f"`{label}` is the Fréchet distance of {images} per row, the same number of each class, to "
