@@ -190,3 +190,20 @@ def test_without_open_clip_the_error_says_what_to_install() -> None:
     assert clip is not None
     with pytest.raises(MissingFileError, match=r"pip install 'msd\[clip\]'"):
         open_clip_model(clip, CPU)
+
+
+def test_weights_from_elsewhere_are_a_row(place: Path) -> None:
+    """A teacher's file serves as a student of one step; what it draws at once is far from digits."""
+    row = "variants={mine: {model: weights, path: resources/teachers/mnist.safetensors}}"
+    changed = ["--config", row, "--config", "evaluation.protocol.images=40", "--config", "evaluation.gallery_columns=2"]
+    made = Plan(load("params.yaml", (), changed[1::2]))
+    for node in (made.features, made.judge):
+        assert main(["classifier", str(node.manifest), *changed]) == 0
+    variant = made.variant("mine")
+    assert main(["bundle", "mine", str(variant.bundle.manifest.parent), *changed]) == 0
+    assert main(["evaluate", "--variant", "mine", *changed]) == 0
+    results = Manifest.read(variant.evaluation.manifest).results
+    assert results["metric"]["protocol"] == protocol_digest(made.experiment.evaluation.protocol)
+    assert results["nfe"] == 1
+    assert results["metrics"]["fd_digits"] > 10
+    assert np.load(variant.evaluation.manifest.parent / "gallery.npy").shape == (10, 2, 1, 28, 28)
