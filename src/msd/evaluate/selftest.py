@@ -77,7 +77,8 @@ def known_answers(one: Sample, other: Sample) -> list[Outcome]:
     mine, theirs = statistics_of(one.features), statistics_of(other.features)
     again = one.look(one.images[::-1])  # through the network once more, in another order and other batches
     distance, back = frechet_distance(mine, theirs), frechet_distance(theirs, mine)
-    moments = [fid_features_to_statistics(torch.from_numpy(sample.features)) for sample in (one, other)]
+    # in double precision, for it would take the means in single precision
+    moments = [fid_features_to_statistics(torch.from_numpy(sample.features).double()) for sample in (one, other)]
     library = fid_statistics_to_metric(*moments, verbose=False)[KEY_METRIC_FID]
     full_rank = min(len(one.features), len(other.features)) > one.features.shape[1]
     return [
