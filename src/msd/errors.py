@@ -103,6 +103,13 @@ class OutOfMemoryError(MsdError):
     exit_code = 13
 
 
+class SelfTestError(MsdError):
+    """A metric does not give a known answer, or did not notice that it was broken on purpose."""
+
+    exit_code = 14
+    repeats = True
+
+
 class InterruptedRun(MsdError):
     """A signal asked the run to stop; it was saved and the same command goes on (EX_TEMPFAIL)."""
 

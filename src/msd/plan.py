@@ -99,8 +99,8 @@ class Plan:
     Args:
         experiment: the resolved configuration.
         results: the folder that holds all experiments' results.
-        replicate: which repetition; it moves the seeds of the students' training, of the partition and of the
-            evaluation. Data, teacher, classifiers and regression pairs are those of all replicates.
+        replicate: which repetition; it moves the seeds of the students' training and of the partition. Data, teacher,
+            classifiers, regression pairs and the noise of the evaluation are those of all replicates.
 
     Attributes:
         replicates: the plan itself, and one more for each further seed that a claim asks for.
@@ -112,10 +112,14 @@ class Plan:
         self.root = results / experiment.experiment
         self.data = self._node("data", "data", experiment.data.source, _dump(experiment.data), {}, "data")
         self.teacher = self._sourced("teacher", "teacher", experiment.teacher)
-        self.features = self._sourced("classifier", "features", experiment.evaluation.features)
+        protocol = experiment.evaluation.protocol
+        self.features = self._sourced("classifier", "features", protocol.features)
+        self.second = (
+            self._sourced("classifier", "second-features", protocol.second.features) if protocol.second else None
+        )
         self.judge = self._sourced("classifier", "judge", experiment.evaluation.judge)
         self.variants = {name: self._variant(name) for name in experiment.variants}
-        measure = _dump(experiment.evaluation, include={"metric", "images", "neighbours"})
+        measure = {"protocol": _dump(protocol)}
         self.floor = self._node("floor", "evaluation", "real-data", measure, self._judges(), "metric floor")
         self.latency = self._node(
             "latency",
@@ -226,9 +230,10 @@ class Plan:
         raise ConfigError(f"Student {student} of variant {variant!r} has no stage {kind!r}.")
 
     def claimed(self, variant: str) -> list[Node]:
-        """The evaluations of a variant that the claims need, one for each seed."""
+        """The evaluations of a variant that the claims need, one for each seed; one for a variant without a seed."""
         seeds = max(claim.seeds for claim in self.experiment.claims if variant in claim.variants)
-        return [plan.variants[variant].evaluation for plan in self.replicates[:seeds]]
+        nodes = [plan.variants[variant].evaluation for plan in self.replicates[:seeds]]
+        return list({node.manifest: node for node in nodes}.values())
 
     def variant(self, name: str) -> VariantPlan:
         """A variant by its name.
@@ -278,29 +283,30 @@ class Plan:
         return self._node(kind, "toy", name, _dump(toy, exclude=without), {}, f"toy {name}")
 
     def _judges(self) -> dict[str, Node]:
-        return {"data": self.data, "features": self.features, "judge": self.judge}
+        second = {"second-features": self.second} if self.second else {}
+        return {"data": self.data, "features": self.features, **second, "judge": self.judge}
 
     def _variant(self, name: str) -> VariantPlan:
         variant = self.experiment.variants[name]
         inputs: dict[str, Node] = {"teacher": self.teacher}
         settings: dict[str, Any] = {"model": variant.model}
         partition, students = None, []
+        protocol = self.experiment.evaluation.protocol
         if isinstance(variant, TeacherVariant):
-            settings["sampler"] = _dump(self.experiment.evaluation.sampler)
+            settings["sampler"] = _dump(protocol.sampler)
         elif isinstance(variant, WeightsVariant):
             settings, inputs = _dump(variant), {}
         else:
             partition = self._partition(variant)
             students = [self._student(name, variant, partition, k) for k in range(variant.students)]
             inputs = {"partition": partition} | {f"student-{k}": s.last for k, s in enumerate(students)}
+            settings |= {} if protocol.ema is None else {"ema": protocol.ema}
         bundle = self._node("bundle", "bundles", name, settings, inputs, f"{name} bundle{self._which_seed}")
-        others = {"features", "judge", "latency_repeats", "sampler", "throughput_batch", "breakdown"}
-        measure = _dump(self.experiment.evaluation, exclude=others)
         evaluation = self._node(
             "evaluate",
             "evaluation",
             name,
-            {**measure, "seed": self.seed},
+            _dump(self.experiment.evaluation, exclude={"judge", "latency_repeats", "throughput_batch", "breakdown"}),
             {"bundle": bundle, **self._judges()},
             f"{name} evaluation{self._which_seed}",
         )
@@ -310,11 +316,10 @@ class Plan:
     def _breakdown(self, name: str, bundle: Node) -> Node:
         evaluation = self.experiment.evaluation
         settings = {
-            "metric": evaluation.metric,
+            "protocol": _dump(evaluation.protocol),
             "batch_size": evaluation.batch_size,
-            "seed": self.experiment.seed,
             **_dump(evaluation.breakdown),
-            "images": evaluation.breakdown.images or evaluation.images,
+            "images": evaluation.breakdown.images or evaluation.protocol.images,
         }
         inputs = {"bundle": bundle, **self._judges()}
         return self._node("breakdown", "evaluation/breakdown", name, settings, inputs, f"{name} breakdown")

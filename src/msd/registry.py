@@ -1,4 +1,4 @@
-"""Known teachers: published networks by name, where they are, under which licence, and what they make.
+"""Known teachers: published networks by name, where they are, under which licence, and what they make; and Inception.
 
 Data only; ``download`` and ``weights`` fetch. A sha256 stands here only where the publisher's file is known to have
 it. Elsewhere it is None: then the digest of the first download on a machine is recorded and enforced from there on.
@@ -76,6 +76,12 @@ def _edm(name: str, resolution: int, classes: int) -> dict[str, KnownTeacher]:
     architecture = EDM_ARCHITECTURES[name.rsplit("-", 1)[1]]
     return {name: KnownTeacher(place, EDM_LICENCE, resolution, classes, architecture)}
 
+
+# the FID network of 2015, converted from TensorFlow by torch-fidelity; Apache-2.0
+INCEPTION = UrlFile(
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+)
 
 KNOWN: dict[str, KnownTeacher] = {
     **_edm("edm-imagenet-64x64-cond-adm", 64, 1000),

@@ -12,12 +12,13 @@ from safetensors import SafetensorError, safe_open
 
 from msd.download import cache_folder, fetch, mirrored, shown
 from msd.errors import DamagedFileError, DownloadError, MissingFileError
-from msd.registry import KNOWN, UrlFile
+from msd.registry import INCEPTION, KNOWN, UrlFile
 from msd.store import Manifest, read_json, verify_sha256
 
 NETWORK_FORMAT = "msd-network-1"
 CLASSIFIER_FORMAT = "msd-classifier-1"
 METADATA_KEY = "msd"
+FOREIGN = ("inception", "torchscript")  # networks of features that others made
 
 
 def adopt_weights(out: Path, kind: str, settings: dict[str, Any], file_format: str) -> Manifest:
@@ -27,6 +28,9 @@ def adopt_weights(out: Path, kind: str, settings: dict[str, Any], file_format: s
         MissingFileError, DamagedFileError, DownloadError: see ``fetch_weights`` and ``read_header``.
     """
     path, origin = fetch_weights(settings)
+    if settings["source"] in FOREIGN:  # not of our format; who uses it opens it
+        results = {"origin": origin}
+        return Manifest.write(out, kind=kind, settings=settings, results=results, files={"weights": path})
     return record_weights(out, kind, settings, path, origin, file_format)
 
 
@@ -92,7 +96,7 @@ def fetch_weights(settings: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """The local path of weights, verified, and what is known of their origin (empty if nothing is).
 
     Args:
-        settings: a ``config`` source with ``source`` one of file, url, hf, known.
+        settings: a ``config`` source with ``source`` one of file, url, hf, known, inception, torchscript.
 
     Returns:
         A file; the folder of the files for a known teacher that has several.
@@ -103,7 +107,9 @@ def fetch_weights(settings: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
         DownloadError: it could not be fetched.
     """
     source = settings["source"]
-    if source == "file":
+    if source == "inception" and settings["path"] is None:
+        return fetch(INCEPTION.url, INCEPTION.sha256), {"url": INCEPTION.url}
+    if source in ("file", *FOREIGN):
         return _file(settings)
     if source == "known":
         return _known(settings["name"])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from msd.config import Experiment
 from msd.plan import Node, Plan, VariantPlan
-from msd.store import Manifest, write_json, write_text
+from msd.store import Manifest, digest, write_json, write_text
 
 COLUMNS = 10
 DM_IMAGES, ADM_IMAGES, TSM_IMAGES = 12_800, 6_400, 25_600
@@ -60,7 +60,11 @@ def experiment(variants: dict[str, dict[str, Any]] | None = None, name: str = "m
                 "dm": {"images": DM_IMAGES, **stage},
                 "adm": {"images": ADM_IMAGES, "discriminator": adam, **stage},
             },
-            "evaluation": {"images": 2000, "features": classifier, "judge": classifier, "gallery_columns": COLUMNS},
+            "evaluation": {
+                "protocol": {"name": "fd_digits", "images": 2000, "features": classifier},
+                "judge": classifier,
+                "gallery_columns": COLUMNS,
+            },
             "variants": variants or VARIANTS,
         }
     )
@@ -302,7 +306,8 @@ def _metric(node: Node) -> dict[str, Any]:
     digests = {
         f"{role}_sha256": Manifest.read(node.inputs[role].manifest).sha256("weights") for role in ("features", "judge")
     }
-    return {"name": "fd_digits", **digests, "images": 2000, "reference_images": 2500}
+    protocol = digest(node.settings["protocol"])
+    return {"name": "fd_digits", "protocol": protocol, **digests, "images": 2000, "reference_images": 2500}
 
 
 def _latency(plan: Plan, name: str) -> float:

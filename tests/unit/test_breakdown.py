@@ -13,27 +13,30 @@ from test_evaluate import FEATURES, JUDGE, write_bundle
 from tiny import CLASSES, IMAGE_SHAPE, ROOT, data, network
 
 from msd.bundle.bundle import Bundle
-from msd.config import Compute
+from msd.config import Compute, load
 from msd.data.archive import LabelledImages, open_half, to_float
 from msd.errors import ConfigError, DataError
-from msd.evaluate.breakdown import Drawn, break_down, draw, nearest_training_images, scores, shown_classes
-from msd.evaluate.classifier import Classifier, asked_class_share, load_classifier
+from msd.evaluate.breakdown import Drawn, break_down, draw, nearest_training_images, pictured, scores
+from msd.evaluate.classifier import Classifier, load_classifier
 from msd.evaluate.feature_space import features_of, frechet, gaussian
+from msd.evaluate.features import Extractor, open_extractor
+from msd.evaluate.frechet import frechet_distance
 from msd.evaluate.matrix import balanced
-from msd.evaluate.metrics import distances
+from msd.evaluate.metrics import asked_class_share, statistics_of
 from msd.evaluate.nearest import compare, nearest, pixels
-from msd.evaluate.sampling import sample
+from msd.evaluate.sampling import draw as draw_images
+from msd.evaluate.sampling import shown_classes
 from msd.networks import Preconditioned, load_network
 from msd.plan import Node
 from msd.store import Manifest
 
 CPU = torch.device("cpu")
 IMAGES = 200
+PROTOCOL = load(ROOT / "params.yaml").evaluation.protocol
 SETTINGS: dict[str, Any] = {
-    "metric": "fd_digits",
+    "protocol": PROTOCOL.model_dump(mode="json"),
     "images": IMAGES,
     "batch_size": 100,
-    "seed": 0,
     "nearest": 100,
     "columns": 3,
 }
@@ -51,8 +54,18 @@ def train(digits: Manifest) -> LabelledImages:
 
 
 @pytest.fixture(scope="module")
-def net() -> Classifier:
-    return load_classifier(FEATURES)
+def extractor() -> Extractor:
+    return open_extractor(FEATURES, {"source": "file"}, "tensorflow", CPU)
+
+
+def distance(images: NDArray[np.uint8], reference: NDArray[np.uint8], extractor: Extractor) -> float:
+    """The distance as the table's rows are scored."""
+    return frechet_distance(*(statistics_of(extractor.all_of([half])) for half in (images, reference)))
+
+
+def sample(bundle: Bundle, images: int, student: int | None = None) -> NDArray[np.uint8]:
+    parts = [draw_images(bundle, PROTOCOL, first, 10, CPU, student)[0].numpy() for first in range(0, images, 10)]
+    return np.concatenate(parts)
 
 
 def student(seed: int) -> Preconditioned:
@@ -88,17 +101,20 @@ def made(node: Node) -> Manifest:
     return break_down(node, Compute(), lambda *_: None)
 
 
-def test_the_diagonal_is_the_routed_evaluation(made: Manifest, bundle: Bundle, real: LabelledImages) -> None:
-    """The same images through the other path: routed sampling and the library that scores the table."""
-    routed, asked = sample(bundle, IMAGES, 100, 0, CPU, lambda *_: None), np.arange(IMAGES) % 10
+def test_the_diagonal_is_the_routed_evaluation(
+    made: Manifest, bundle: Bundle, real: LabelledImages, extractor: Extractor
+) -> None:
+    """The same images through the other path: routed sampling, and the distance of the table."""
+    routed, asked = sample(bundle, IMAGES), np.arange(IMAGES) % 10
 
     def of(classes: list[int]) -> float:
         mine, others = (
             images[np.isin(labels, classes)] for images, labels in ((routed, asked), (real.images, real.labels))
         )
-        return distances(mine, others, FEATURES, 3, "fd_digits")["fd_digits"]
+        return distance(mine, others, extractor)
 
-    _, per_class = asked_class_share(routed, asked, load_classifier(JUDGE))
+    shown = shown_classes(torch.from_numpy(routed), load_classifier(JUDGE))
+    _, per_class = asked_class_share(shown, asked, 10)
     for k, part in enumerate(made.results["parts"]):
         assert part["classes"] == PARTS[k]
         assert part["images"] == 20 * len(PARTS[k])
@@ -109,10 +125,12 @@ def test_the_diagonal_is_the_routed_evaluation(made: Manifest, bundle: Bundle, r
     assert [c["student"] for c in made.results["classes"]] == [0] * 6 + [1] * 4
 
 
-def test_off_the_diagonal_is_the_wrong_student(made: Manifest, bundle: Bundle, real: LabelledImages) -> None:
-    wrong = sample(bundle, IMAGES, 100, 0, CPU, lambda *_: None, student=1)
+def test_off_the_diagonal_is_the_wrong_student(
+    made: Manifest, bundle: Bundle, real: LabelledImages, extractor: Extractor
+) -> None:
+    wrong = sample(bundle, IMAGES, student=1)
     mine = wrong[np.isin(np.arange(IMAGES) % 10, PARTS[0])]
-    found = distances(mine, real.images[np.isin(real.labels, PARTS[0])], FEATURES, 3, "fd_digits")["fd_digits"]
+    found = distance(mine, real.images[np.isin(real.labels, PARTS[0])], extractor)
     assert made.results["parts"][0]["distance"][1] == pytest.approx(found, rel=1e-3)
     assert found != pytest.approx(made.results["parts"][0]["distance"][0], rel=1e-2)
 
@@ -121,29 +139,29 @@ def test_pictures_have_every_student_on_the_same_noise(made: Manifest, bundle: B
     shown = np.load(made.file("students"))
     assert shown.shape == (10, 2, 3, 1, 28, 28)
     for k in range(2):
-        drawn = sample(bundle, 30, 30, 0, CPU, lambda *_: None, student=k).astype(int)
+        drawn = sample(bundle, 30, student=k).astype(int)
         assert np.abs(shown[:, k] - drawn.reshape(3, 10, 1, 28, 28).swapaxes(0, 1)).max() <= 1
     triples = np.load(made.file("nearest"))
     assert triples.shape == (10, 3, 1, 28, 28)
 
 
 def test_pictures_show_some_of_many_classes() -> None:
-    assert shown_classes(3) == [0, 1, 2]
-    assert len(shown_classes(1000)) == 20
-    assert shown_classes(1000)[-1] == 999
+    assert pictured(3) == [0, 1, 2]
+    assert len(pictured(1000)) == 20
+    assert pictured(1000)[-1] == 999
 
 
 def test_few_images_raise_a_distance_and_the_floor_says_by_how_much(
-    train: LabelledImages, real: LabelledImages, net: Classifier
+    train: LabelledImages, real: LabelledImages, extractor: Extractor
 ) -> None:
     """Real training images as a student's: their distance is the floor at any size, and the smaller the larger."""
 
     def floor(per_class: int) -> dict[str, Any]:
         by_turns = balanced(train.labels, 10, per_class).reshape(10, per_class).T.ravel()
         asked, owner = train.labels[by_turns], np.zeros(10, np.int64)
-        features = [features_of(train.images[by_turns], net)]
+        features = [features_of(train.images[by_turns], extractor)]
         drawn = Drawn(asked, owner, features, np.ones((1, 10)), train.images[by_turns], np.empty(0, np.uint8))
-        return scores(drawn, train, real, net)
+        return scores(drawn, train, real, extractor)
 
     few, many = floor(10), floor(200)
     for found in (few, many):
@@ -156,10 +174,12 @@ def test_few_images_raise_a_distance_and_the_floor_says_by_how_much(
 
 
 @pytest.mark.parametrize("count", [40, 1000])  # fewer than features, and more
-def test_distance_is_the_librarys(train: LabelledImages, real: LabelledImages, net: Classifier, count: int) -> None:
-    a, b = (gaussian(features_of(half.images[:count], net), "digits") for half in (train, real))
-    expected = distances(train.images[:count], real.images[:count], FEATURES, 3, "fd_digits")["fd_digits"]
-    assert frechet(a, b) == pytest.approx(expected, rel=1e-4)
+def test_distance_of_few_images_is_that_of_the_table(
+    train: LabelledImages, real: LabelledImages, extractor: Extractor, count: int
+) -> None:
+    a, b = (gaussian(features_of(half.images[:count], extractor), "digits") for half in (train, real))
+    expected = distance(train.images[:count], real.images[:count], extractor)
+    assert frechet(a, b) == pytest.approx(expected, rel=1e-6)
     assert frechet(a, a) == pytest.approx(0, abs=1e-6)
 
 
@@ -185,6 +205,7 @@ def test_a_student_that_copies_a_training_image_is_caught(tmp_path: Path) -> Non
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         judge = Classifier(IMAGE_SHAPE, CLASSES, 8, 32).eval()
+    features = Extractor(lambda x: judge.of_uint8(x)[0], lambda images: images, CPU)
     students = {
         "copying": [copying(train.images[3]), copying(train.images[8])],
         "others": [copying(held_out.images[3]), network(1)],
@@ -192,8 +213,8 @@ def test_a_student_that_copies_a_training_image_is_caught(tmp_path: Path) -> Non
     found = {}
     for name, nets in students.items():
         bundle = Bundle(write_bundle(tmp_path / name, [[0, 1], [2, 3]], nets))
-        drawn = draw(bundle, SETTINGS, judge, judge, CPU, lambda *_: None)
-        found[name], triples = nearest_training_images(drawn, 100, train, held_out, judge)
+        drawn = draw(bundle, SETTINGS, features, judge, CPU, lambda *_: None)
+        found[name], triples = nearest_training_images(drawn, 100, train, held_out, features)
         if name == "copying":
             assert np.abs(triples[:, 0].astype(int) - triples[:, 1]).max() <= 1
             assert np.array_equal(triples[:, 1], train.images[[3, 3, 8, 8]])
@@ -233,16 +254,16 @@ def test_nearest_is_the_nearest_and_a_copy_is_at_no_distance(train: LabelledImag
     ],
 )
 def test_number_of_images_that_does_not_suit(
-    bundle: Bundle, net: Classifier, changes: dict[str, int], words: str
+    bundle: Bundle, extractor: Extractor, changes: dict[str, int], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words) as refused:
-        draw(bundle, SETTINGS | changes, net, net, CPU, lambda *_: None)
+        draw(bundle, SETTINGS | changes, extractor, load_classifier(JUDGE), CPU, lambda *_: None)
     assert refused.value.where == f"evaluation.breakdown.images: {changes['images']}"
 
 
-def test_wrong_sizes_are_clear_errors(net: Classifier, real: LabelledImages) -> None:
-    with pytest.raises(DataError, match=r"they are \(1, 8, 8\), it takes \(1, 28, 28\)"):
-        features_of(data().images, net)
+def test_wrong_sizes_are_clear_errors(extractor: Extractor, real: LabelledImages) -> None:
+    with pytest.raises(DataError, match="not the shape that the feature network knows"):
+        features_of(data().images, extractor)
     with pytest.raises(DataError, match="cannot be compared with the training images"):
         nearest(data().images, real.images, pixels)
     with pytest.raises(DataError, match="the 0 training images"):
@@ -257,13 +278,15 @@ def test_wrong_sizes_are_clear_errors(net: Classifier, real: LabelledImages) -> 
 
 
 def test_a_class_without_training_images_is_named(
-    bundle: Bundle, net: Classifier, train: LabelledImages, real: LabelledImages
+    bundle: Bundle, extractor: Extractor, train: LabelledImages, real: LabelledImages
 ) -> None:
-    drawn = draw(bundle, SETTINGS | {"images": 20, "columns": 2}, net, net, CPU, lambda *_: None)
+    drawn = draw(
+        bundle, SETTINGS | {"images": 20, "columns": 2}, extractor, load_classifier(JUDGE), CPU, lambda *_: None
+    )
     some = train.labels != 4
     poor = LabelledImages(train.images[some], train.labels[some], 10, train.sha256)
     with pytest.raises(DataError) as refused:
-        scores(drawn, poor, real, net)
+        scores(drawn, poor, real, extractor)
     assert refused.value.where == "training images, class 4"
 
 

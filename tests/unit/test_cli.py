@@ -31,7 +31,7 @@ def subcommands() -> dict[str, argparse.ArgumentParser]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like the repository's root, with the data prepared."""
     folder = tmp_path_factory.mktemp("place")
-    for name in ("params.yaml", "resources"):
+    for name in ("params.yaml", "protocols", "experiments", "resources"):
         (folder / name).symlink_to(ROOT / name)
     assert msd(folder, "data").returncode == 0
     return folder

@@ -45,7 +45,8 @@ OVERLAYS = sorted(set((ROOT / "experiments").glob("*.yaml")) - {ROOT / "experime
 
 @pytest.mark.parametrize("recipe", OVERLAYS, ids=lambda p: p.stem)
 def test_shipped_recipes_resolve(recipe: Path) -> None:
-    assert load(ROOT / "params.yaml", [recipe]).experiment == recipe.stem
+    expected = "mnist" if recipe.stem == "claims" else recipe.stem  # it goes on where `make all` ended
+    assert load(ROOT / "params.yaml", [recipe]).experiment == expected
 
 
 def test_environment_yml_installs_the_lock() -> None:

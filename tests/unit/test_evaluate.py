@@ -10,14 +10,16 @@ import torch
 from tiny import CLASSES, IMAGE_SHAPE, ROOT, network
 
 from msd.bundle.bundle import Bundle
+from msd.config import Protocol, load
 from msd.data.archive import LabelledImages, open_half
 from msd.errors import ConfigError, DamagedFileError
-from msd.evaluate.classifier import Classifier, accuracy, asked_class_share, load_classifier, save_classifier
+from msd.evaluate.classifier import Classifier, accuracy, load_classifier, save_classifier
 from msd.evaluate.confusion import likely_others
-from msd.evaluate.metrics import distances
-from msd.evaluate.sampling import conditions_of_images, sample
+from msd.evaluate.metrics import asked_class_share, statistics_of
+from msd.evaluate.protocol import Network, Ruler, batches
+from msd.evaluate.sampling import conditions_of_images, draw, shown_classes
 from msd.networks import Preconditioned, save_network
-from msd.store import Manifest
+from msd.store import Manifest, sha256_file
 
 FEATURES = ROOT / "resources" / "metrics" / "digits-features.safetensors"
 JUDGE = ROOT / "resources" / "metrics" / "digits-judge.safetensors"
@@ -67,6 +69,23 @@ def constant(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle(write_bundle(tmp_path_factory.mktemp("bundle"), [[0, 2], [1, 3]], students))
 
 
+@pytest.fixture(scope="module")
+def ruler() -> Ruler:
+    """The protocol of the embedded experiment."""
+    protocol = load(ROOT / "params.yaml").evaluation.protocol
+    return Ruler(protocol, {protocol.name: Network(FEATURES, "of-no-importance")}, CPU)
+
+
+def distances(ruler: Ruler, images: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """All metrics of images against others."""
+    features = {name: extractor.all_of(batches(images)) for name, extractor in ruler.extractors.items()}
+    return ruler.scores(features, ruler.of_half(reference, "of-no-importance"))
+
+
+def shares(images: np.ndarray, asked: np.ndarray) -> tuple[float, list[float]]:
+    return asked_class_share(shown_classes(torch.from_numpy(images), load_classifier(JUDGE)), asked, 10)
+
+
 def noise(count: int) -> torch.Tensor:
     return torch.randn(count, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(0))
 
@@ -102,12 +121,20 @@ def test_bundle_with_a_flipped_byte_is_refused(tmp_path: Path) -> None:
 
 def test_images_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     bundle = Bundle(write_bundle(tmp_path, [[0, 2], [1, 3]], [network(0), network(1)]))
-    drawn = [sample(bundle, 12, size, 5, CPU, lambda *_: None).astype(int) for size in (12, 5, 1)]
+
+    def drawn_by(size: int, seed: int = 5) -> np.ndarray:
+        parts = [draw(bundle, of_seed(seed), k, min(size, 12 - k), CPU)[0] for k in range(0, 12, size)]
+        return torch.cat(parts).numpy().astype(int)
+
+    def of_seed(seed: int) -> Protocol:
+        return load(ROOT / "params.yaml", (), [f"evaluation.protocol.seed={seed}"]).evaluation.protocol
+
+    drawn = [drawn_by(size) for size in (12, 5, 1)]
     assert drawn[0].shape == (12, *IMAGE_SHAPE)
     assert len({image.tobytes() for image in drawn[0]}) == 12
     for other in drawn[1:]:
         assert np.abs(drawn[0] - other).max() <= 1  # another batch size may round a value otherwise
-    assert np.abs(drawn[0] - sample(bundle, 12, 12, 6, CPU, lambda *_: None)).max() > 1
+    assert np.abs(drawn[0] - drawn_by(12, seed=6)).max() > 1
 
 
 def test_conditions_are_balanced() -> None:
@@ -117,14 +144,14 @@ def test_conditions_are_balanced() -> None:
 
 
 def test_real_images_show_what_they_are(real: LabelledImages) -> None:
-    judge, images = load_classifier(JUDGE), np.array(real.images)
-    share, per_class = asked_class_share(images, real.labels, judge)
+    images = np.array(real.images)
+    share, per_class = shares(images, real.labels)
     assert share > 0.95
     assert len(per_class) == 10
     assert min(per_class) > 0.9
     assert np.mean(per_class) == pytest.approx(share)
-    assert asked_class_share(images, (real.labels + 1) % 10, judge)[0] < 0.05
-    assert accuracy(judge, real) == pytest.approx(share)
+    assert shares(images, (real.labels + 1) % 10)[0] < 0.05
+    assert accuracy(load_classifier(JUDGE), real) == pytest.approx(share)
 
 
 def test_the_judge_says_which_classes_are_alike(real: LabelledImages) -> None:
@@ -138,31 +165,31 @@ def test_the_judge_says_which_classes_are_alike(real: LabelledImages) -> None:
     assert dict(others[4])[9] == pytest.approx(float(shares[9]), abs=1e-5)
 
 
-def test_real_images_are_close_to_real_images(real: LabelledImages, train: LabelledImages) -> None:
-    found = distances(train.images, real.images, FEATURES, 3, "fd_digits")
+def test_real_images_are_close_to_real_images(real: LabelledImages, train: LabelledImages, ruler: Ruler) -> None:
+    found = distances(ruler, train.images, real.images)
     assert 0 < found["fd_digits"] < 5
     assert found["precision"] > 0.8
     assert found["recall"] > 0.8
 
 
-def test_a_set_is_at_no_distance_from_itself(real: LabelledImages) -> None:
-    found = distances(real.images, real.images, FEATURES, 3, "fd_digits")
+def test_a_set_is_at_no_distance_from_itself(real: LabelledImages, ruler: Ruler) -> None:
+    found = distances(ruler, real.images, real.images)
     assert abs(found["fd_digits"]) < 1e-3
     assert found["precision"] == found["recall"] == 1
 
 
-def test_what_is_missing_costs_recall_and_what_is_wrong_costs_precision(real: LabelledImages) -> None:
+def test_what_is_missing_costs_recall_and_what_is_wrong_costs_precision(real: LabelledImages, ruler: Ruler) -> None:
     ones = real.images[real.labels == 1]
-    few_classes = distances(ones, real.images, FEATURES, 3, "fd_digits")
+    few_classes = distances(ruler, ones, real.images)
     assert few_classes["precision"] > 0.9
     assert few_classes["recall"] < 0.3
-    inverted = distances(255 - real.images[:500], real.images, FEATURES, 3, "fd_digits")
+    inverted = distances(ruler, 255 - real.images[:500], real.images)
     assert inverted["precision"] < 0.1
     assert inverted["fd_digits"] > few_classes["fd_digits"] / 10 > 1
 
 
 @pytest.mark.filterwarnings("ignore:Matrix is singular")  # some features are always zero
-def test_distance_is_the_gaussians(real: LabelledImages, train: LabelledImages) -> None:
+def test_distance_is_the_gaussians(real: LabelledImages, train: LabelledImages, ruler: Ruler) -> None:
     """The library's number against the formula: ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 √(Σ₁ Σ₂))."""
     from scipy.linalg import sqrtm
 
@@ -171,8 +198,8 @@ def test_distance_is_the_gaussians(real: LabelledImages, train: LabelledImages) 
         a, b = (net.of_uint8(torch.from_numpy(h.images[:1000].copy()))[0].double().numpy() for h in (train, real))
     ca, cb = np.cov(a.T), np.cov(b.T)
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
-    found = distances(train.images[:1000], real.images[:1000], FEATURES, 3, "fd_digits")["fd_digits"]
-    assert found == pytest.approx(expected, rel=1e-3)
+    found = distances(ruler, train.images[:1000], real.images[:1000])["fd_digits"]
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_classifier_file_round_trip_and_damage(tmp_path: Path) -> None:
@@ -185,3 +212,42 @@ def test_classifier_file_round_trip_and_damage(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(DamagedFileError):
         load_classifier(path)
+
+
+def test_features_of_real_images_are_kept_by_what_they_depend_on(real: LabelledImages, tmp_path: Path) -> None:
+    protocol = load(ROOT / "params.yaml", (), ["evaluation.protocol.neighbour_images=50"]).evaluation.protocol
+    kept = Ruler(protocol, {protocol.name: Network(FEATURES, "f" * 64)}, CPU, tmp_path)
+    first = kept.of_half(real.images[:200], "a" * 64)["fd_digits"]
+    assert first.features is not None
+    assert first.features.shape == (50, 64)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    again = kept.of_half(real.images[200:], "a" * 64)["fd_digits"]  # by the digest it is given, so it looks at none
+    assert np.array_equal(first.features, again.features)
+    assert np.array_equal(first.statistics.sigma, again.statistics.sigma)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
+    other = kept.of_half(real.images[200:400], "b" * 64)["fd_digits"]
+    assert not np.array_equal(first.statistics.mu, other.statistics.mu)
+    whole = Ruler(protocol, {protocol.name: Network(FEATURES, "f" * 64)}, CPU).of_half(real.images[:200], "")
+    assert np.allclose(whole["fd_digits"].statistics.sigma, first.statistics.sigma)
+    for path in tmp_path.glob("*.npy"):
+        path.write_bytes(b"no array")
+    with pytest.raises(DamagedFileError, match="Cached features"):
+        kept.of_half(real.images[:200], "a" * 64)
+
+
+def test_published_statistics_stand_in_for_the_distance_alone(
+    real: LabelledImages, train: LabelledImages, tmp_path: Path
+) -> None:
+    extractor = Ruler(load(ROOT / "params.yaml").evaluation.protocol, {"fd_digits": Network(FEATURES, "")}, CPU)
+    far = extractor.extractors["fd_digits"].all_of(batches(255 - real.images[:300]))
+    statistics_of(far).save(tmp_path / "ref.npz")
+    source = f"{{path: {tmp_path / 'ref.npz'}, sha256: {sha256_file(tmp_path / 'ref.npz')}}}"
+    changed = [f"evaluation.protocol.reference.statistics={source}"]
+    protocol = load(ROOT / "params.yaml", (), changed).evaluation.protocol
+    ruler = Ruler(protocol, {"fd_digits": Network(FEATURES, "")}, CPU)
+    found, usual = distances(ruler, train.images, real.images), distances(extractor, train.images, real.images)
+    assert found["fd_digits"] > 10 * usual["fd_digits"]
+    assert (found["precision"], found["recall"]) == (usual["precision"], usual["recall"])
+    (tmp_path / "ref.npz").write_bytes(b"another")
+    with pytest.raises(DamagedFileError):
+        distances(ruler, train.images, real.images)

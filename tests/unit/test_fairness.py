@@ -74,7 +74,7 @@ def test_one_measurement_for_every_row(plan: Plan) -> None:
         for v in plan.variants.values()
     ]
     assert all(m == measured[0] for m in measured)
-    assert plan.floor.settings["images"] == measured[0][0]["images"]
+    assert plan.floor.settings["protocol"] == measured[0][0]["protocol"]
 
 
 @pytest.mark.parametrize(("one", "other"), [("single", "msd4"), ("single-small", "msd4-small")])

@@ -45,8 +45,9 @@ ALL = {"data", "teacher", "classifier", "partition", "pairs", "tsm", "floor", "t
         ("evaluation.breakdown.images=500", {"breakdown"}),
         ("evaluation.breakdown.nearest=7", {"breakdown"}),
         ("evaluation.gallery_columns=5", {"evaluate"}),
-        ("evaluation.neighbours=5", {"evaluate", "floor"}),
-        ("evaluation.sampler.num_steps=5", {"bundle", "evaluate", "latency"}),  # the teacher's own row
+        ("evaluation.protocol.neighbours=5", {"evaluate", "breakdown", "floor"}),
+        # the teacher's own row; tables compare by the whole protocol, so the floor is measured by it too
+        ("evaluation.protocol.sampler.num_steps=5", {"bundle", "evaluate", "breakdown", "floor", "latency"}),
         ("evaluation.judge.sha256=" + "a" * 64, {"classifier", "evaluate", "breakdown", "floor"}),
         ("recipe.adm.generator_weight=1", {"adm", "bundle", "evaluate", "breakdown", "latency"}),
         ("recipe.dm.grid_range=[0, 999]", TRAINING),
@@ -93,7 +94,7 @@ def test_every_row_but_the_teachers_is_broken_down() -> None:
     assert images == {made.experiment.evaluation.breakdown.images}
     as_many = plan("evaluation.breakdown.images=null").variant("msd4").breakdown
     assert as_many is not None
-    assert as_many.settings["images"] == made.experiment.evaluation.images
+    assert as_many.settings["images"] == made.experiment.evaluation.protocol.images
 
 
 def test_explicit_parts_are_part_of_the_path() -> None:

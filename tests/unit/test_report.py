@@ -134,6 +134,7 @@ def test_mixing_metrics_is_refused(plan: Plan) -> None:
     node = plan.variants["msd4"].evaluation
     metric = Manifest.read(node.manifest).results["metric"]
     for key, other in (
+        ("protocol", "0" * 64),
         ("features_sha256", "0" * 64),
         ("judge_sha256", "0" * 64),
         ("images", 7),
@@ -438,7 +439,8 @@ def test_show_refuses_a_report_of_other_settings_or_older_results(plan: Plan) ->
 def test_a_refreshed_chain_is_accepted_again(plan: Plan) -> None:
     variant = plan.variants["single"]
     rewrite(variant.bundle, nfe=1, extra=True)
-    for node in (variant.evaluation, plan.latency):
+    assert variant.breakdown
+    for node in (variant.evaluation, variant.breakdown, plan.latency):
         refresh(node)
     assert build_report(plan)
 

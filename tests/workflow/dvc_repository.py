@@ -22,6 +22,7 @@ TREE = (
     "local",
     "slurm",
     "experiments",
+    "protocols",
     "resources",
     "src",
     "dvc.yaml",

@@ -16,7 +16,7 @@ from msd.store import Manifest
 from msd.training import journal
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("Snakefile", "workflow", "local", "slurm", "params.yaml", "experiments", "resources")
+PARTS = ("Snakefile", "workflow", "local", "slurm", "params.yaml", "experiments", "protocols", "resources")
 COMMANDS = Path(sys.executable).parent
 MICRO = "experiments/micro.yaml"
 

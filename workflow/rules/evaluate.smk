@@ -9,8 +9,10 @@ rule evaluate:
         ROOT + "/evaluation/{variant}-{digest}/manifest.json",
     log:
         ROOT + "/logs/evaluation-{variant}-{digest}.log",
+    resources:
+        gpu=1,
     shell:
-        "msd evaluate {output} {CONFIGURATION} 2>&1 | keep {log}"
+        "msd evaluate {output} --processes {resources.gpu} {CONFIGURATION} 2>&1 | keep {log}"
 
 
 rule breakdown:

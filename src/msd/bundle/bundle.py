@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msd.diffusion.samplers import NoiseSource
 from msd.networks import Backbone, load_network, sample_teacher
 from msd.partition.router import ClassRouter
 from msd.store import Manifest
@@ -59,19 +60,23 @@ class Bundle:
         return self
 
     @torch.no_grad()
-    def generate(self, noise: Tensor, cond: Tensor) -> Tensor:
-        """Unit noise (B, C, H, W) and conditions (B,) → images (B, C, H, W), each by the owner of its condition."""
+    def generate(self, noise: Tensor, cond: Tensor, churn: NoiseSource | None = None) -> Tensor:
+        """Unit noise (B, C, H, W) and conditions (B,) → images (B, C, H, W), each by the owner of its condition.
+
+        Args:
+            churn: for a teacher with a stochastic sampler, see ``sample_teacher``.
+        """
         images = torch.empty_like(noise)
         owner = self.router(cond)
         for k in owner.unique().tolist():
             mine = owner == k
-            images[mine] = self.generate_by(k, noise[mine], cond[mine])
+            images[mine] = self.generate_by(k, noise[mine], cond[mine], churn)
         return images
 
     @torch.no_grad()
-    def generate_by(self, student: int, noise: Tensor, cond: Tensor) -> Tensor:
+    def generate_by(self, student: int, noise: Tensor, cond: Tensor, churn: NoiseSource | None = None) -> Tensor:
         """The same by one network, whether it owns the conditions or not."""
         net = self.networks[student]
         if self.sampler is None:
             return net.generate(noise, cond)
-        return sample_teacher(net, noise, cond, self.sampler)
+        return sample_teacher(net, noise, cond, self.sampler, churn)  # one network, so the whole batch

@@ -45,7 +45,7 @@ def write_bundle(variant: VariantPlan, out: Path) -> Manifest:
     else:
         take("partition", inputs["partition"].file("partition"))
         for k in range(len(variant.students)):
-            take(f"student-{k}", inputs[f"student-{k}"].file("student"))
+            take(f"student-{k}", _network(inputs[f"student-{k}"], node.settings.get("ema")))
         results = {
             "students": len(variant.students),
             "nfe": 1,
@@ -61,6 +61,15 @@ def write_bundle(variant: VariantPlan, out: Path) -> Manifest:
         files=files,
         results=results,
     )
+
+
+def _network(student: Manifest, ema: float | None) -> Path:
+    """A student's weights: the first average of its recipe, or the one of this half-life.
+
+    Raises:
+        DamagedFileError: its last stage kept no such average.
+    """
+    return student.file("student" if ema is None else f"student_ema_{ema:.15g}")
 
 
 def _effort(variant: VariantPlan) -> dict[str, Any]:

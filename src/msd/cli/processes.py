@@ -16,7 +16,7 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="train with N processes on this machine, one per GPU (0 or 1: this one alone)",
+        help="share the work among N processes on this machine, one per GPU (0 or 1: this one alone)",
     )
 
 
@@ -31,7 +31,7 @@ def spread_over(arguments: argparse.Namespace) -> None:
         return
     if "WORLD_SIZE" in os.environ:
         raise ConfigError(
-            f"{wanted} processes were asked for, and {world} train together.",
+            f"{wanted} processes were asked for, and {world} run together.",
             todo="Give torchrun's --nproc-per-node and --processes the same number.",
         )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from msd.cli.in_job import run_stage
+from msd.cli.measure import add_measuring, measure, measures
 from msd.cli.options import add_configuration, add_target, plan_of, target_of
 from msd.cli.processes import add_processes, spread_over
 from msd.cli.progress import ProgressDisplay
@@ -93,7 +94,7 @@ def _breakdown(node: Node, plan: Plan) -> Manifest:
 def _floor(node: Node, plan: Plan) -> Manifest:
     from msd.evaluate.run import evaluate_floor
 
-    return evaluate_floor(node)
+    return evaluate_floor(node, plan.experiment.compute)
 
 
 def _latency(node: Node, plan: Plan) -> Manifest:
@@ -139,6 +140,8 @@ def register(commands: Any) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add_target(parser)
+        if kind == "evaluate":
+            add_measuring(parser)
         if kind in TRAINED:
             parser.add_argument(
                 "--max-kimg-this-run",
@@ -146,6 +149,7 @@ def register(commands: Any) -> None:
                 metavar="N",
                 help="save and end with 75 after N thousand images; the same command goes on",
             )
+        if kind in (*TRAINED, "evaluate"):
             add_processes(parser)
         if kind == "data":
             parser.add_argument("--list", action="store_true", help="list the known sources and end")
@@ -159,6 +163,9 @@ def _runner(kind: str, stage: Stage) -> Callable[[argparse.Namespace], None]:
             from msd.data.sources import SOURCES
 
             print("\n".join(f"{name}: {source.description}" for name, source in SOURCES.items()))
+            return
+        if kind == "evaluate" and measures(arguments):
+            measure(arguments)
             return
         if getattr(arguments, "max_kimg_this_run", None) is not None:
             arguments.config.append(f"compute.max_kimg_this_run={arguments.max_kimg_this_run}")

@@ -23,6 +23,17 @@ from msd.config.experiment import (
 )
 from msd.config.load import as_settings, load
 from msd.config.networks import Network, Song
+from msd.config.protocol import (
+    Captions,
+    ClipScore,
+    FeatureSource,
+    InceptionSource,
+    Protocol,
+    Reference,
+    Space,
+    StatisticsSource,
+    TorchScriptSource,
+)
 from msd.config.recipe import Adm, Dm, Recipe, Regression, Tsm
 from msd.config.sources import (
     WITHOUT_PATH,
@@ -39,7 +50,7 @@ from msd.config.sources import (
     UrlSource,
 )
 from msd.config.toy import Pinwheel, Toy, ToyMap, ToyMeasure, ToyStart
-from msd.config.training import NoiseDistribution, Optimizer, Sampler, TeacherTraining, Training
+from msd.config.training import NoiseDistribution, Optimizer, Sampler, TeacherSampler, TeacherTraining, Training
 
 __all__ = [
     "TEACHER",
@@ -47,10 +58,12 @@ __all__ = [
     "Adm",
     "BalancedKMeans",
     "Breakdown",
+    "Captions",
     "Claim",
     "ClassifierSource",
     "ClassifierTrainSource",
     "ClassifierTraining",
+    "ClipScore",
     "Compute",
     "Consecutive",
     "Data",
@@ -59,8 +72,10 @@ __all__ = [
     "Evaluation",
     "Experiment",
     "Explicit",
+    "FeatureSource",
     "FileSource",
     "HubSource",
+    "InceptionSource",
     "KnownSource",
     "Network",
     "NoiseDistribution",
@@ -68,19 +83,25 @@ __all__ = [
     "Optimizer",
     "PartitionSpec",
     "Pinwheel",
+    "Protocol",
     "Random",
     "Recipe",
+    "Reference",
     "Regression",
     "Sampler",
     "Section",
     "Share",
     "Song",
+    "Space",
     "StageName",
+    "StatisticsSource",
     "StudentVariant",
+    "TeacherSampler",
     "TeacherSource",
     "TeacherTrainSource",
     "TeacherTraining",
     "TeacherVariant",
+    "TorchScriptSource",
     "Toy",
     "ToyMap",
     "ToyMeasure",

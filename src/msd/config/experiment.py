@@ -9,10 +9,11 @@ from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, Vali
 from msd.config.base import TEACHER, Section, merge, nearest
 from msd.config.networks import Network
 from msd.config.problems import describe
+from msd.config.protocol import Protocol
 from msd.config.recipe import Recipe
 from msd.config.sources import ClassifierSource, Data, KnownSource, TeacherSource
 from msd.config.toy import Toy
-from msd.config.training import Sampler, Training
+from msd.config.training import Training
 from msd.registry import KNOWN
 
 
@@ -93,13 +94,13 @@ class Breakdown(Section):
 
 
 class Evaluation(Section):
-    metric: str = Field("fd_digits", pattern=r"^fd_[a-z0-9_]+$", description="name of the distance; never FID")
-    images: PositiveInt = Field(description="generated per variant, the same number of each class")
-    batch_size: PositiveInt = 250
-    sampler: Sampler = Sampler()
-    features: ClassifierSource
-    judge: ClassifierSource
-    neighbours: PositiveInt = Field(3, description="k of precision and recall")
+    """What the rows of the table are measured by."""
+
+    protocol: Protocol = Field(
+        description="a file, relative to the folder of params.yaml; an overlay names another or changes single keys"
+    )
+    judge: ClassifierSource = Field(description="says which class an image shows; has no share in the distance")
+    batch_size: PositiveInt = Field(250, description="images drawn at once; processes share the work by whole batches")
     latency_repeats: PositiveInt = 50
     throughput_batch: PositiveInt = Field(64, description="images at once where images per second are measured")
     gallery_columns: PositiveInt = 10

@@ -28,9 +28,10 @@ def load(params: Path | str, configfiles: Sequence[Path | str] = (), overrides: 
         MissingFileError: one of the files does not exist.
         ConfigError: with every problem found.
     """
+    folder = Path(params).parent
     merged: dict[str, Any] = {}
     for layer in [*(_read(Path(p)) for p in (params, *configfiles)), *map(_parse_override, overrides)]:
-        merged = merge(merged, _with_toy(layer, Path(params).parent))
+        merged = _with_files(merge(merged, layer), folder)
     where = " + ".join([str(params), *map(str, configfiles), *overrides])
     try:
         experiment = Experiment.model_validate(merged)
@@ -63,10 +64,14 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _with_toy(layer: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """``toy`` may name a file, from the folder of params.yaml; later layers then change its keys like all others."""
-    toy = layer.get("toy")
-    return layer | {"toy": _read(folder / toy)} if isinstance(toy, str) else layer
+def _with_files(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings with a toy's and a protocol's file read in, so that later layers can change single keys of them."""
+    toy, evaluation = settings.get("toy"), settings.get("evaluation")
+    if isinstance(toy, str):
+        settings = settings | {"toy": _read(folder / toy)}
+    if isinstance(evaluation, dict) and isinstance(evaluation.get("protocol"), str):
+        settings = settings | {"evaluation": evaluation | {"protocol": _read(folder / evaluation["protocol"])}}
+    return settings
 
 
 def _parse_override(text: str) -> dict[str, Any]:

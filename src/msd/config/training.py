@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from msd.config.base import NonNegative, Section, Share
 
@@ -76,3 +84,21 @@ class Sampler(Section):
     sigma_min: PositiveFloat = 0.002
     sigma_max: PositiveFloat = 80.0
     rho: PositiveFloat = 7.0
+
+
+class TeacherSampler(Sampler):
+    """The same, stochastic where `S_churn` is not 0; the names are EDM's."""
+
+    S_churn: NonNegative = 0.0
+    S_min: NonNegative = 0.0
+    S_max: NonNegative | None = Field(None, description="null: no upper end")
+    S_noise: PositiveFloat = 1.0
+
+    @model_serializer(mode="wrap")
+    def _what_is_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A deterministic sampler is described as ``Sampler`` describes it."""
+        return {
+            key: value
+            for key, value in dump(self).items()
+            if value is not None and (self.S_churn or not key.startswith("S_"))
+        }

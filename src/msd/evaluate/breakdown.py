@@ -17,14 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msd.bundle.bundle import Bundle
-from msd.config import Compute
+from msd.config import Compute, Protocol
 from msd.data.archive import LabelledImages, open_half
 from msd.errors import ConfigError
-from msd.evaluate.classifier import Classifier, asked_class_share, load_classifier
+from msd.evaluate.classifier import Classifier, load_classifier
 from msd.evaluate.feature_space import features_of
+from msd.evaluate.features import Extractor
 from msd.evaluate.matrix import Labelled, Real, balanced, on_classes
+from msd.evaluate.metrics import asked_class_share
 from msd.evaluate.nearest import Neighbours, Space, compare, nearest, pixels
-from msd.evaluate.sampling import check_belongs, conditions_of_images, sample
+from msd.evaluate.run import ruler_of
+from msd.evaluate.sampling import check_belongs, conditions_of_images, shown_classes
+from msd.evaluate.sampling import draw as draw_images
 from msd.plan import Node
 from msd.store import Manifest, write_with
 from msd.training.engine import Progress, resolve_device
@@ -65,13 +69,15 @@ def break_down(node: Node, compute: Compute, progress: Progress) -> Manifest:
     torch.set_num_threads(compute.threads)
     device = resolve_device(compute.device)
     inputs = {role: Manifest.read(n.manifest) for role, n in node.inputs.items()}
-    bundle, settings = Bundle(node.inputs["bundle"].manifest.parent), node.settings
+    bundle, settings = Bundle(node.inputs["bundle"].manifest.parent).to(device), node.settings
     train, held_out = open_half(inputs["data"], "train"), open_half(inputs["data"], "evaluation")
     check_belongs(bundle, held_out)
-    net = load_classifier(inputs["features"].file("weights")).to(device)
+    protocol = Protocol.model_validate(settings["protocol"])
+    ruler = ruler_of(node, inputs, protocol, device)
+    extractor = ruler.extractors[protocol.name]
     judge = load_classifier(inputs["judge"].file("weights")).to(device)
-    drawn = draw(bundle, settings, net, judge, device, progress)
-    close, triples = nearest_training_images(drawn, settings["nearest"], train, held_out, net)
+    drawn = draw(bundle, settings, extractor, judge, device, progress)
+    close, triples = nearest_training_images(drawn, settings["nearest"], train, held_out, extractor)
     files = {name: node.manifest.parent / f"{name}.npy" for name in ("students", "nearest")}
     for path, array in zip(files.values(), (drawn.picture, triples), strict=True):
         write_with(path, partial(np.save, arr=array))
@@ -84,13 +90,13 @@ def break_down(node: Node, compute: Compute, progress: Progress) -> Manifest:
         results={
             "variant": node.name,
             "metric": {
-                "name": settings["metric"],
+                "name": protocol.name,
                 "features_sha256": inputs["features"].sha256("weights"),
                 "judge_sha256": inputs["judge"].sha256("weights"),
             },
-            **scores(drawn, train, held_out, net),
+            **scores(drawn, train, held_out, extractor),
             "nearest": close,
-            "shown_classes": shown_classes(bundle.num_classes),
+            "shown_classes": pictured(bundle.num_classes),
             "seconds": round(time.monotonic() - began, 2),
         },
     )
@@ -99,7 +105,7 @@ def break_down(node: Node, compute: Compute, progress: Progress) -> Manifest:
 def draw(
     bundle: Bundle,
     settings: dict[str, Any],
-    net: Classifier,
+    extractor: Extractor,
     judge: Classifier,
     device: torch.device,
     progress: Progress,
@@ -117,25 +123,29 @@ def draw(
             why=f"{classes} classes need the same number each, at least 2, and {columns} for the picture",
             todo=f"Choose a multiple of {classes}, at least {classes * max(2, columns)}.",
         )
-    count = len(bundle.networks)
+    students = len(bundle.networks)
+    # every class as often, whatever the protocol draws
+    protocol = Protocol.model_validate(settings["protocol"]).model_copy(update={"labels": "balanced"})
     asked = conditions_of_images(0, images, classes).numpy()
     owner = bundle.router.owner.cpu().numpy()
     routed, features, right, picture = np.empty((images, *bundle.image_shape), np.uint8), [], [], []
-    for k in range(count):
-
-        def told(done: int, _: int, metrics: dict[str, float], k: int = k) -> None:
-            progress(k * images + done, count * images, metrics)
-
-        drawn = sample(bundle, images, settings["batch_size"], settings["seed"], device, told, student=k)
+    for k in range(students):
+        parts = []
+        for first in range(0, images, settings["batch_size"]):
+            count = min(settings["batch_size"], images - first)
+            parts.append(draw_images(bundle, protocol, first, count, device, student=k)[0])
+            progress(k * images + first + count, students * images, {})
+        shown = np.concatenate([shown_classes(part, judge) for part in parts])
+        drawn = torch.cat(parts).cpu().numpy()
         mine = owner[asked] == k
         routed[mine] = drawn[mine]
-        features.append(features_of(drawn, net))
-        right.append(asked_class_share(drawn, asked, judge)[1])
-        picture.append(drawn.reshape(-1, classes, *bundle.image_shape)[:columns, shown_classes(classes)])
+        features.append(features_of(drawn, extractor))
+        right.append(asked_class_share(shown, asked, classes)[1])
+        picture.append(drawn.reshape(-1, classes, *bundle.image_shape)[:columns, pictured(classes)])
     return Drawn(asked, owner, features, np.array(right), routed, np.stack(picture).transpose(2, 0, 1, 3, 4, 5))
 
 
-def scores(drawn: Drawn, train: LabelledImages, held_out: LabelledImages, net: Classifier) -> dict[str, Any]:
+def scores(drawn: Drawn, train: LabelledImages, held_out: LabelledImages, extractor: Extractor) -> dict[str, Any]:
     """The matrix by part, the routed model by class, and the routed model as a whole.
 
     Raises:
@@ -144,8 +154,8 @@ def scores(drawn: Drawn, train: LabelledImages, held_out: LabelledImages, net: C
     classes = len(drawn.owner)
     chosen = balanced(train.labels, classes, len(drawn.asked) // classes)
     real = Real(
-        held_out=Labelled(features_of(held_out.images, net), held_out.labels, "held-out images"),
-        training=Labelled(features_of(train.images[chosen], net), train.labels[chosen], "training images"),
+        held_out=Labelled(features_of(held_out.images, extractor), held_out.labels, "held-out images"),
+        training=Labelled(features_of(train.images[chosen], extractor), train.labels[chosen], "training images"),
     )
     by_student = [Labelled(f, drawn.asked, f"images of student {k}") for k, f in enumerate(drawn.features)]
     own_features = np.stack(drawn.features)[drawn.owner[drawn.asked], np.arange(len(drawn.asked))]
@@ -167,7 +177,7 @@ def scores(drawn: Drawn, train: LabelledImages, held_out: LabelledImages, net: C
 
 
 def nearest_training_images(
-    drawn: Drawn, count: int, train: LabelledImages, held_out: LabelledImages, net: Classifier
+    drawn: Drawn, count: int, train: LabelledImages, held_out: LabelledImages, extractor: Extractor
 ) -> tuple[dict[str, Any], Images]:
     """Look up the nearest training image of about ``count`` routed and held-out images, in pixels and in features.
 
@@ -181,7 +191,7 @@ def nearest_training_images(
     real = held_out.images[balanced(held_out.labels, classes, per_class)]
 
     def in_features(images: Images) -> Tensor:
-        return torch.from_numpy(features_of(images, net)).float()
+        return torch.from_numpy(features_of(images, extractor)).float()
 
     spaces: dict[str, Space] = {"pixels": pixels, "features": in_features}
     found: dict[str, Neighbours] = {}
@@ -191,11 +201,11 @@ def nearest_training_images(
         found[name], others = both.split(len(generated))
         results[name] = compare(found[name], others)
     suspects = found["pixels"].distance.reshape(per_class, classes).argmin(axis=0) * classes + np.arange(classes)
-    suspects = suspects[shown_classes(classes)]
+    suspects = suspects[pictured(classes)]
     columns = [generated[suspects], *(train.images[found[name].index[suspects]] for name in spaces)]
     return results, np.stack(columns, axis=1)
 
 
-def shown_classes(number: int) -> list[int]:
+def pictured(number: int) -> list[int]:
     """All classes, or as many as a picture holds, evenly spread so that every part is likely to be seen."""
     return sorted({round(c) for c in np.linspace(0, number - 1, min(number, SHOWN))})

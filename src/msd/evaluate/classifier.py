@@ -8,16 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msd import config
 from msd.data.archive import LabelledImages, to_float
 from msd.draws import BatchDraws, Draws, stream_seed
-from msd.errors import DamagedFileError, DataError
+from msd.errors import DamagedFileError
 from msd.networks.files import fill, read_safetensors, write_safetensors
 from msd.training.step import Step, Terms, Updater
 from msd.weights import CLASSIFIER_FORMAT
@@ -140,28 +138,3 @@ def accuracy(net: Classifier, data: LabelledImages) -> float:
     """Share of images that a classifier labels rightly."""
     x, labels = data.batch(torch.arange(len(data.labels)))
     return float((net(x)[1].argmax(1) == labels).float().mean())
-
-
-@torch.no_grad()
-def read_images(net: Classifier, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-    """Features (N, F) and logits (N, num_classes) of images (N, C, H, W) uint8, on the CPU.
-
-    Raises:
-        DataError: the images are not of the network's shape.
-    """
-    shape, wanted = images.shape[1:], tuple(net.description["image_shape"])
-    if shape != wanted:
-        raise DataError("Images do not suit the network that reads them.", why=f"they are {shape}, it takes {wanted}")
-    device = next(net.parameters()).device
-    chunks = (torch.from_numpy(np.array(images[i : i + CHUNK])).to(device) for i in range(0, len(images), CHUNK))
-    features, logits = zip(*(net.of_uint8(chunk) for chunk in chunks), strict=True)
-    return torch.cat(features).cpu(), torch.cat(logits).cpu()
-
-
-def asked_class_share(
-    images: NDArray[np.uint8], asked: NDArray[np.int64], judge: Classifier
-) -> tuple[float, list[float]]:
-    """Share of images that the judge assigns to the class they were asked for, in all and by class."""
-    right = (read_images(judge, images)[1].argmax(1).numpy() == asked).astype(float)
-    classes = judge.description["num_classes"]
-    return float(right.mean()), [float(right[asked == c].mean()) for c in range(classes) if (asked == c).any()]

@@ -1,7 +1,7 @@
 """Sets of images as Gaussians in the metric's features, for distances between many small sets.
 
-``metrics.distances`` scores one large set by a library that reads images. The breakdown compares hundreds of subsets
-of the same images, so features are computed once and shared. The distance is the same (a test holds the two together).
+``frechet.py`` takes moments of any number of images, at a cost that grows with the features alone. The breakdown
+compares hundreds of subsets with few images each. The distance is the same (a test holds the two together).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msd.errors import DataError
-from msd.evaluate.classifier import Classifier, read_images
+from msd.evaluate.features import Extractor
+from msd.evaluate.protocol import batches
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class Gaussian:
     count: int
 
 
-def features_of(images: NDArray[np.uint8], net: Classifier) -> NDArray[np.float64]:
+def features_of(images: NDArray[np.uint8], extractor: Extractor) -> NDArray[np.float64]:
     """The metric's features (N, D) of images (N, C, H, W) uint8.
 
     Raises:
         DataError: the images are not of the network's shape.
     """
-    return read_images(net, images)[0].double().numpy()
+    return extractor.all_of(batches(images)).astype(np.float64)
 
 
 def gaussian(features: NDArray[np.float64], what: str) -> Gaussian:

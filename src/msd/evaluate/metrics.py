@@ -1,102 +1,79 @@
-"""Metrics through torch-fidelity with a registered feature extractor.
+"""Metrics of features: Fréchet distance, precision and recall, KID; and the share of images of the class asked for.
 
-The Fréchet distance is in a small classifier's features and its name is the experiment's, ``fd_digits`` say: it is not
-FID, which needs Inception-v3, and its numbers compare only within one extractor (its sha256 stands beside each).
+KID, precision and recall are torch-fidelity's, the distance is ours (``frechet``). Draws and reads no images.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import torch
-import torch_fidelity
 from numpy.typing import NDArray
-from torch import Tensor
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
-from msd.evaluate.classifier import load_classifier
+from msd.config import Protocol
+from msd.errors import ConfigError
+from msd.evaluate.frechet import frechet_distance
+from msd.evaluate.statistics import Moments, Statistics
 
-EXTRACTOR = "msd-classifier"
-
-
-class ClassifierFeatures(FeatureExtractorBase):
-    """A ``Classifier`` file as a torch-fidelity extractor."""
-
-    def __init__(
-        self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **_: Any
-    ) -> None:
-        super().__init__(name, features_list)
-        if feature_extractor_weights_path is None:
-            raise ValueError("needs feature_extractor_weights_path")
-        self.net = load_classifier(feature_extractor_weights_path)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return ("features",)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "features"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
-
-    @staticmethod
-    def get_dummy_input_for_compile() -> Tensor:
-        return torch.zeros(1, 3, 28, 28, dtype=torch.uint8)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        channels = self.net.description["image_shape"][0]  # torch-fidelity feeds three channels; grey ones are equal
-        return (self.net.of_uint8(x[:, :channels])[0],)
+Features = NDArray[np.float32]
+KID_SUBSETS = 100
 
 
-torch_fidelity.register_feature_extractor(EXTRACTOR, ClassifierFeatures)
+def statistics_of(features: Features) -> Statistics:
+    """Mean and covariance (N − 1) in float64 of features (N, D)."""
+    moments = Moments(features.shape[1])
+    for first in range(0, len(features), 1000):
+        moments.update(features[first : first + 1000])
+    return Statistics(moments.mu, moments.sigma)
 
 
-class _Images(torch.utils.data.Dataset[Tensor]):
-    """uint8 images with three channels, as torch-fidelity wants them."""
-
-    def __init__(self, images: NDArray[np.uint8]) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> Tensor:
-        image = torch.from_numpy(self.images[i].copy())  # memory-mapped images are read-only
-        return image if len(image) == 3 else image.repeat(3, 1, 1)
+def spread(count: int, most: int | None) -> NDArray[np.int64]:
+    """Positions of at most ``most`` of ``count`` things, evenly spread; all of them for None."""
+    return np.arange(count) if most is None or most >= count else np.arange(most) * count // most
 
 
-def distances(
-    images: NDArray[np.uint8], reference: NDArray[np.uint8], features: Path, neighbours: int, metric: str
+def score(
+    features: Features, reference: Features | None, statistics: Statistics, protocol: Protocol, name: str
 ) -> dict[str, float]:
-    """Fréchet distance, precision and recall of images against a reference.
+    """Distance, precision, recall and KID of images' features.
 
     Args:
-        images, reference: (N, C, H, W) uint8.
-        features: the extractor's weights.
-        neighbours: k of precision and recall (Kynkäänniemi et al., arXiv 1904.06991).
-        metric: what to call the Fréchet distance in these features.
+        features: (N, D) of the images.
+        reference: (M, D) of the real images that neighbours are looked for in; None: the distance alone.
+        statistics: of the reference of the distance.
+        protocol: says which metrics and how.
+        name: of the distance. In a second feature space the other metrics carry it too.
+
+    Raises:
+        ConfigError: there are fewer images than KID's subsets have.
     """
-    result = torch_fidelity.calculate_metrics(
-        input1=_Images(images),
-        input2=_Images(reference),
-        feature_extractor=EXTRACTOR,
-        feature_extractor_weights_path=str(features),
-        fid=True,
-        prc=True,
-        prc_neighborhood=neighbours,
-        batch_size=250,
-        cuda=False,
-        cache=False,
-        verbose=False,
-        save_cpu_ram=True,
-    )
-    return {
-        metric: float(result["frechet_inception_distance"]),
-        "precision": float(result["precision"]),
-        "recall": float(result["recall"]),
+    result = {name: frechet_distance(statistics_of(features), statistics)}
+    if reference is None:
+        return result
+    apart = "" if name == protocol.name else f"_{name}"
+    mine = torch.from_numpy(features[spread(len(features), protocol.neighbour_images)])
+    theirs = torch.from_numpy(reference)
+    found = prc_features_to_metric(mine, theirs, prc_neighborhood=protocol.neighbours, save_cpu_ram=True, verbose=False)
+    result |= {
+        f"precision{apart}": float(found["precision"]),
+        f"recall{apart}": float(found["recall"]),
     }
+    if protocol.kid_subset is not None:
+        if min(len(mine), len(theirs)) < protocol.kid_subset:
+            raise ConfigError(
+                "There are fewer images than KID's subsets have.",
+                where=f"evaluation.protocol.kid_subset: {protocol.kid_subset}",
+                why=f"{len(mine)} images, {len(theirs)} of the reference",
+            )
+        kid = kid_features_to_metric(
+            mine, theirs, kid_subsets=KID_SUBSETS, kid_subset_size=protocol.kid_subset, verbose=False
+        )
+        result[f"kid{apart}"] = float(kid[KEY_METRIC_KID_MEAN])
+    return result
+
+
+def asked_class_share(shown: NDArray[np.int64], asked: NDArray[np.int64], classes: int) -> tuple[float, list[float]]:
+    """Share of images that the judge assigns to the class they were asked for, in all and by class."""
+    right = (shown == asked).astype(float)
+    return float(right.mean()), [float(right[asked == c].mean()) for c in range(classes) if (asked == c).any()]

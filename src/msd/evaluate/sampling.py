@@ -1,19 +1,49 @@
-"""The images that a bundle is judged by: balanced conditions, noise tied to the image's index."""
+"""The images that a bundle is judged by, and their features: all is a function of a protocol and an image's index.
+
+The work is cut into whole batches of consecutive images. Processes take batches in turn, so every image is drawn in the
+same company whatever their number, and images and features are the same bits.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from msd import ranks
 from msd.bundle.bundle import Bundle
-from msd.data.archive import LabelledImages, to_uint8
-from msd.draws import noise_of_images
+from msd.config import Protocol
+from msd.data.archive import LabelledImages
+from msd.draws import Draws, noise_of_images
 from msd.errors import ConfigError
+from msd.evaluate.classifier import Classifier
+from msd.evaluate.features import Extractor
 from msd.training.engine import Progress
 
 
-def conditions_of_images(first: int, count: int, num_conditions: int) -> torch.Tensor:
+@dataclass(frozen=True)
+class Seen:
+    """What is kept of consecutive images.
+
+    Attributes:
+        first: index of the first image.
+        asked, shown: classes (N,) int64 that they were asked for, and that the judge sees.
+        features: name of the feature space → (N, D) float32.
+        head: those of the first images that were wanted, uint8.
+    """
+
+    first: int
+    asked: NDArray[np.int64]
+    shown: NDArray[np.int64]
+    features: Mapping[str, NDArray[np.float32]]
+    head: NDArray[np.uint8]
+
+
+def conditions_of_images(first: int, count: int, num_conditions: int) -> Tensor:
     """Conditions in exact balance: image i is asked for class i mod num_conditions. (count,) int64."""
     return torch.arange(first, first + count) % num_conditions
 
@@ -33,27 +63,88 @@ def check_belongs(bundle: Bundle, data: LabelledImages) -> None:
         )
 
 
-def sample(
-    bundle: Bundle,
-    images: int,
-    batch_size: int,
-    seed: int,
-    device: torch.device,
-    progress: Progress,
-    student: int | None = None,
-) -> NDArray[np.uint8]:
-    """Draw images 0 … images − 1 of a bundle. (images, C, H, W) uint8.
+def asked_of_images(protocol: Protocol, first: int, count: int, num_conditions: int) -> Tensor:
+    """The classes that images are asked for, each a function of (protocol, its index). (count,) int64."""
+    if protocol.labels == "balanced":
+        return conditions_of_images(first, count, num_conditions)
+    draws = Draws(protocol.seed)
+    return torch.cat([draws.integers("image-label", i, 1, 0, num_conditions) for i in range(first, first + count)])
+
+
+def quantised(images: Tensor, how: str) -> Tensor:
+    """float −1…1 → uint8, truncated as DMD2 does it or by EDM's x·127.5 + 128."""
+    scaled = (images + 1) * 127.5 if how == "truncate" else images * 127.5 + 128
+    return scaled.clamp(0, 255).to(torch.uint8)
+
+
+def draw(
+    bundle: Bundle, protocol: Protocol, first: int, count: int, device: torch.device, student: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Images (count, C, H, W) uint8 on the device, and the classes that they were asked for, on the CPU.
 
     Args:
         student: who draws all of them, also those of classes it does not own; None: each class's owner.
     """
-    bundle.to(device)
-    batches = []
-    for first in range(0, images, batch_size):
-        count = min(batch_size, images - first)
-        noise = noise_of_images(seed, first, count, bundle.image_shape).to(device)
-        cond = conditions_of_images(first, count, bundle.num_classes).to(device)
-        drawn = bundle.generate(noise, cond) if student is None else bundle.generate_by(student, noise, cond)
-        batches.append(to_uint8(drawn).cpu().numpy())
-        progress(first + count, images, {})
-    return np.concatenate(batches)
+    draws, indices = Draws(protocol.seed), range(first, first + count)
+    noise = noise_of_images(protocol.seed, first, count, bundle.image_shape).to(device)
+    cond = asked_of_images(protocol, first, count, bundle.num_classes)
+
+    def churn(step: int, like: Tensor) -> Tensor:
+        return torch.stack([draws.normal(f"churn-{step}", i, bundle.image_shape) for i in indices]).to(like)
+
+    how = (noise, cond.to(device), churn)
+    images = bundle.generate(*how) if student is None else bundle.generate_by(student, *how)
+    return quantised(images, protocol.quantisation), cond
+
+
+def look_at(
+    bundle: Bundle,
+    protocol: Protocol,
+    block: int,
+    extractors: Mapping[str, Extractor],
+    judge: Classifier,
+    batch_size: int,
+    device: torch.device,
+    wanted: int,
+    progress: Progress,
+) -> Seen | None:
+    """Draw a block's images, all processes together, and keep what is measured of them.
+
+    Args:
+        bundle, judge: on the device.
+        extractors: by the names of their spaces.
+        batch_size: images drawn at once.
+        wanted: how many of the first images to keep.
+
+    Returns:
+        All of them on the first process, None on the others.
+    """
+    origin, parts = block * protocol.images, []
+    for number, start in enumerate(range(0, protocol.images, batch_size)):
+        if number % ranks.world() != ranks.rank():
+            continue
+        count = min(batch_size, protocol.images - start)
+        images, asked = draw(bundle, protocol, origin + start, count, device)
+        shown = shown_classes(images, judge)
+        features = {name: extractor(images).numpy() for name, extractor in extractors.items()}
+        head = images[: max(wanted - start, 0)].cpu().numpy()
+        parts.append(Seen(origin + start, asked.numpy(), shown, features, head))
+        progress(start + count, protocol.images, {})
+    everything = sorted((part for found in ranks.gathered(parts) for part in found), key=lambda part: part.first)
+    return _joined(everything) if everything else None
+
+
+@torch.no_grad()
+def shown_classes(images: Tensor, judge: Classifier) -> NDArray[np.int64]:
+    """The class that the judge sees in each image, (B,)."""
+    return judge.of_uint8(images)[1].argmax(1).cpu().numpy()
+
+
+def _joined(parts: list[Seen]) -> Seen:
+    return Seen(
+        first=parts[0].first,
+        asked=np.concatenate([part.asked for part in parts]),
+        shown=np.concatenate([part.shown for part in parts]),
+        features={name: np.concatenate([part.features[name] for part in parts]) for name in parts[0].features},
+        head=np.concatenate([part.head for part in parts]),
+    )

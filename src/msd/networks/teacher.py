@@ -8,13 +8,18 @@ from typing import Any
 from torch import Tensor
 
 from msd.diffusion import heun_sample
+from msd.diffusion.samplers import NoiseSource
 from msd.networks.backbone import Backbone
 
 
-def sample_teacher(teacher: Backbone, noise: Tensor, cond: Tensor, sampler: Mapping[str, Any]) -> Tensor:
-    """Unit noise (B, C, H, W) under conditions (B,) → images (B, C, H, W) by Heun's deterministic sampler.
+def sample_teacher(
+    teacher: Backbone, noise: Tensor, cond: Tensor, sampler: Mapping[str, Any], churn: NoiseSource | None = None
+) -> Tensor:
+    """Unit noise (B, C, H, W) under conditions (B,) → images (B, C, H, W) by Heun's sampler.
 
     Args:
-        sampler: ``num_steps``, ``sigma_min``, ``sigma_max``, ``rho`` (see ``config.Sampler``).
+        sampler: see ``config.TeacherSampler``.
+        churn: the noise that a stochastic sampler adds; None: from torch's global stream.
     """
-    return heun_sample(teacher, noise, cond if teacher.num_conditions else None, **sampler)
+    settings = dict(sampler) | ({} if churn is None else {"noise": churn})
+    return heun_sample(teacher, noise, cond if teacher.num_conditions else None, **settings)

@@ -120,8 +120,8 @@ def keep(plan: Plan, folder: Path) -> Claims:
         return True
 
     for name in dict.fromkeys(name for claim in plan.experiment.claims for name in claim.variants):
-        for node in plan.claimed(name):
-            seed = str(node.settings["seed"])
+        for replicate, node in zip(plan.replicates, plan.claimed(name), strict=False):
+            seed = str(replicate.seed)
             if take(file := f"{name}-seed{seed}.json", node):
                 rows.setdefault(name, {})[seed] = file
     if not found:

@@ -20,7 +20,7 @@ from msd.report.check import RERUN, check_inputs
 from msd.report.seeds import Replicate
 from msd.store import Manifest, digest, sha256_file
 
-SAME_METRIC = ("name", "features_sha256", "judge_sha256", "images", "reference_images")
+SAME_METRIC = ("name", "protocol", "features_sha256", "judge_sha256", "images", "reference_images")
 EVALUATED = ("students", "parameters_per_student", "nfe", "images_per_student", "images_total", "training_seconds")
 
 
@@ -145,7 +145,8 @@ def read(plan: Plan) -> Report:
         "data": f"{plan.experiment.data.source}, sha256 {_need(data, 'sha256')}",
         "images": " and ".join(f"{count:,} {half}" for half, count in _need(data, "images").items()),
         "teacher": f"{_need(teacher, 'parameters'):,} parameters, sha256 {teacher.sha256('weights')}",
-        "metric": f"features sha256 {metric['features_sha256']}, judge sha256 {metric['judge_sha256']}",
+        "metric": f"protocol {metric['protocol']}, features sha256 {metric['features_sha256']}, "
+        f"judge sha256 {metric['judge_sha256']}",
         "machine": "; ".join(machines(list(manifests.values()))),
         "code": "; ".join(_codes(manifests)),
         "finished": f"{min(finished)} to {max(finished)}",

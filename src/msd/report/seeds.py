@@ -6,14 +6,14 @@ and a replicate of the plan finds it again, since a path is the digest of all se
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from msd.errors import DamagedFileError
 from msd.plan import RESULTS, Plan
 from msd.report.check import check_inputs
 from msd.store import Manifest, sha256_file
+
+MOST = 10  # seeds that are looked for
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ def evaluations(plan: Plan) -> dict[tuple[str, int], Manifest]:
     found = {}
     for other in _other_seeds(plan):
         for name, variant in other.variants.items():
-            if variant.evaluation.manifest.exists():
-                found[name, other.seed] = Manifest.read(variant.evaluation.manifest)
+            node = variant.evaluation
+            if node.manifest != plan.variants[name].evaluation.manifest and node.manifest.exists():
+                found[name, other.seed] = Manifest.read(node.manifest)
     for manifest in found.values():
         check_inputs(manifest)
     return found
@@ -58,10 +59,5 @@ def replicates(plan: Plan, variant: str, found: Mapping[tuple[str, int], Manifes
 
 
 def _other_seeds(plan: Plan) -> list[Plan]:
-    """A replicate of this plan for every other seed that something was evaluated with."""
-    seeds: set[int] = set()
-    for path in (plan.root / "evaluation").glob("*/manifest.json"):
-        with contextlib.suppress(DamagedFileError):  # of another version, say: not of this plan
-            seeds |= {value for key, value in Manifest.read(path).settings.items() if key == "seed"}
-    others = sorted(seeds - {plan.seed})
-    return [Plan(plan.experiment, plan.root.parent, replicate=seed - plan.experiment.seed) for seed in others]
+    """The replicates of this plan that results may be of."""
+    return [Plan(plan.experiment, plan.root.parent, replicate=r) for r in range(1, MOST)]

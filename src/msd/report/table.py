@@ -52,10 +52,7 @@ def notes(numbers: Mapping[str, Any]) -> list[str]:
     metric = numbers["metric"]
     return [
         floor_note(numbers),
-        f"`{columns.metric_label(metric)}` is the Fréchet distance of {metric['images']:,} images per row, the same "
-        f"number of each class, to {metric['reference_images']:,} held-out real images, in the features of a small "
-        f"classifier named by its sha256. {metric['name']} is not FID, which needs Inception-v3: it compares only with "
-        "numbers of the same name and digest.",
+        metric_note(metric),
         "Precision: share of the images that lie among real ones; recall: share of the real ones that lie among the "
         "images; asked class: share of the images that a second classifier takes for the class they were asked for. "
         "NFE: network evaluations per image.",
@@ -67,6 +64,24 @@ def notes(numbers: Mapping[str, Any]) -> list[str]:
         "Each row is one training run with one seed, so small differences may be chance.",
         *change_notes(numbers),
     ]
+
+
+def metric_note(metric: Mapping[str, Any]) -> str:
+    """What the distance is and what it compares with."""
+    label, images = columns.metric_label(metric), f"{metric['images']:,} images"
+    if metric["name"].startswith("fid_"):
+        return (
+            f"`{label}` is FID: the Fréchet distance of {images} per row and seed block, in the features of "
+            f"Inception-v3 with the weights of 2015, measured by the protocol {metric['protocol'][:8]}. Numbers "
+            "compare only with those of the same protocol. Where no other feature space stands beside it, none was "
+            "measured."
+        )
+    return (
+        f"`{label}` is the Fréchet distance of {images} per row, the same number of each class, to "
+        f"{metric['reference_images']:,} held-out real images, in the features of a small classifier named by its "
+        f"sha256. {metric['name']} is not FID, which needs Inception-v3: it compares only with numbers of the same "
+        "name and digest."
+    )
 
 
 def floor_note(numbers: Mapping[str, Any]) -> str:

@@ -125,7 +125,7 @@ def _params(plan: Plan, name: str) -> dict[str, Any]:
         "variant": name,
         "seed": experiment.seed,
         **variant.model_dump(mode="json", exclude={"recipe"}),
-        "evaluation": experiment.evaluation.model_dump(mode="json", exclude={"features", "judge"}),
+        "evaluation": experiment.evaluation.model_dump(mode="json", exclude={"judge"}),
     }
     if isinstance(variant, StudentVariant):
         small = variant.network != TEACHER

@@ -1,0 +1,165 @@
+"""Images that were made elsewhere, through the same protocol as a row of the table: a folder, a zip or an npz file."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from msd.config import Protocol
+from msd.data.archive import open_half
+from msd.data.images import ImageSource, Shaping, arrays
+from msd.data.sources import SOURCES, recognise
+from msd.errors import ConfigError, MissingFileError
+from msd.evaluate.clip_score import open_clip_model, read_captions
+from msd.evaluate.metrics import Features, spread, statistics_of
+from msd.evaluate.protocol import BATCH, Network, RealImages, Ruler, protocol_digest, summary
+from msd.evaluate.statistics import Statistics
+from msd.plan import Node, Plan
+from msd.store import Manifest, sha256_file
+from msd.training.engine import Progress
+from msd.weights import FOREIGN, fetch_weights
+
+
+def evaluate_images(
+    path: Path, plan: Plan, reference: Path | None, device: torch.device, progress: Progress
+) -> dict[str, Any]:
+    """Measure images by the protocol of a plan.
+
+    Args:
+        path: of the images, as many as one or more whole blocks of the protocol.
+        reference: images, or statistics in EDM's layout, to compare with; None: the protocol's own reference.
+
+    Returns:
+        Plain JSON: the protocol and its digest, what was measured, and the metrics.
+
+    Raises:
+        ConfigError: there are more or fewer images than the protocol says.
+        MissingFileError: a network or the experiment's data are not there yet.
+    """
+    protocol = plan.experiment.evaluation.protocol
+    ruler = Ruler(protocol, networks_of(plan), device, plan.root / "state" / "reference")
+    source = _open(path)
+    blocks, rest = divmod(len(source), protocol.images)
+    if rest or not 1 <= blocks <= protocol.blocks:
+        raise ConfigError(
+            f"The protocol is for {protocol.images:,} images, in {protocol.blocks} blocks at most.",
+            where=str(path),
+            why=f"there are {len(source):,}",
+            todo=f"Make as many, or measure by another recipe: --config evaluation.protocol.images={len(source)}.",
+        )
+    features, sha256, clip = _seen(source, ruler, device, progress)
+    real, count = _reference(ruler, plan, reference)
+    found = []
+    for block in range(blocks):
+        rows = slice(block * protocol.images, (block + 1) * protocol.images)
+        found.append(ruler.scores({name: f[rows] for name, f in features.items()}, real))
+    return {
+        "protocol_digest": protocol_digest(protocol),
+        "protocol": protocol.model_dump(mode="json"),
+        "images": {"path": str(path), "count": len(source), "pixels_sha256": sha256},
+        "reference": str(reference)
+        if reference
+        else f"{protocol.reference.half} half of {plan.experiment.data.source}",
+        "metric": ruler.record(None, count) | {"blocks": blocks},
+        "metrics": summary(found, protocol.name) | ({} if clip is None else {"clip_score": clip}),
+        "blocks": found,
+    }
+
+
+def networks_of(plan: Plan) -> dict[str, Network]:
+    """The feature networks of a plan's protocol: those made for it, or fetched.
+
+    Raises:
+        MissingFileError: one has to be trained first.
+    """
+    nodes = [plan.features] + ([plan.second] if plan.second else [])
+    return {name: _network(node) for name, node in zip(plan.experiment.evaluation.protocol.spaces, nodes, strict=True)}
+
+
+def _network(node: Node) -> Network:
+    if node.manifest.exists():
+        manifest = Manifest.read(node.manifest)
+        return Network(manifest.file("weights"), manifest.sha256("weights"))
+    if node.settings["source"] == "train":
+        raise MissingFileError(
+            "The feature network is not trained yet.",
+            where=str(node.manifest),
+            todo=f"Run: snakemake --profile local {node.manifest}",
+        )
+    path, _ = fetch_weights(node.settings)
+    return Network(path, sha256_file(path))
+
+
+def _open(path: Path) -> ImageSource:
+    """Labels are of no importance here, and need not be there."""
+    return SOURCES[recognise(str(path))].open(path)
+
+
+def _batches(source: ImageSource, protocol: Protocol) -> Iterator[NDArray[np.uint8]]:
+    colour = any(space.source in FOREIGN for space in protocol.spaces.values())
+    shaping = Shaping(rgb=colour, resolution=protocol.resolution)
+    images = arrays(source, shaping)
+    while group := list(islice(images, BATCH)):
+        yield np.stack(group)
+
+
+def _seen(
+    source: ImageSource, ruler: Ruler, device: torch.device, progress: Progress
+) -> tuple[dict[str, Features], str, float | None]:
+    """Features of all images in every space, the sha256 of their pixels, and the CLIP score if there is one."""
+    protocol, count = ruler.protocol, len(source)
+    clip, captions = None, list[str]()
+    if protocol.clip is not None and protocol.captions is not None:
+        clip = open_clip_model(protocol.clip, device)
+        captions = read_captions(protocol.captions, count)
+    sha256, done, total = hashlib.sha256(), 0, 0.0
+    found: dict[str, list[Features]] = {name: [] for name in ruler.extractors}
+    for batch in _batches(source, protocol):
+        for name, extractor in ruler.extractors.items():
+            found[name].append(extractor.all_of([batch]))
+        if clip is not None:
+            total += clip(batch, captions[done : done + len(batch)])
+        sha256.update(batch.tobytes())
+        done += len(batch)
+        progress(done, count, {})
+    features = {name: np.concatenate(parts) for name, parts in found.items()}
+    return features, sha256.hexdigest(), total / count if clip else None
+
+
+def _reference(ruler: Ruler, plan: Plan, reference: Path | None) -> tuple[dict[str, RealImages], int]:
+    """What to compare with, and how many images it is; 0 if it does not say."""
+    protocol = ruler.protocol
+    if reference is None:
+        if not plan.data.manifest.exists():
+            raise MissingFileError(
+                "The experiment's data, which images are compared with, are not prepared.",
+                where=str(plan.data.manifest),
+                todo="Run `msd data`, or give --reference.",
+            )
+        manifest, half = Manifest.read(plan.data.manifest), protocol.reference.half
+        images = open_half(manifest, half).images
+        return ruler.of_half(images, manifest.sha256(f"{half}-images")), len(images)
+    if _holds_statistics(reference):
+        if protocol.second is not None:
+            raise ConfigError("Statistics are of one feature space.", where=str(reference), todo="Set `second: null`.")
+        return {protocol.name: RealImages(None, Statistics.load(reference))}, 0
+    source = _open(reference)
+    found: dict[str, list[Features]] = {name: [] for name in ruler.extractors}
+    for batch in _batches(source, protocol):
+        for name, extractor in ruler.extractors.items():
+            found[name].append(extractor.all_of([batch]))
+    chosen = spread(len(source), protocol.neighbour_images)
+    features = {name: np.concatenate(parts) for name, parts in found.items()}
+    return {name: RealImages(f[chosen], statistics_of(f)) for name, f in features.items()}, len(source)
+
+
+def _holds_statistics(path: Path) -> bool:
+    return path.suffix == ".npz" and zipfile.is_zipfile(path) and "mu.npy" in zipfile.ZipFile(path).namelist()
