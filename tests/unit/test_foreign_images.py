@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like the repository's root, with the data prepared and some of them as files of each kind."""
     place = tmp_path_factory.mktemp("place")
-    for name in ("params.yaml", "protocols", "resources"):
+    for name in ("params.yaml", "protocols", "experiments", "resources"):
         (place / name).symlink_to(ROOT / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)

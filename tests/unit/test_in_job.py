@@ -149,7 +149,7 @@ def test_broken_record_of_a_failure_is_none() -> None:
 
 
 def test_status_without_torch() -> None:
-    for name in ("params.yaml", "protocols", "resources"):
+    for name in ("params.yaml", "protocols", "experiments", "resources"):
         Path(name).symlink_to(ROOT / name)
     plan = Plan(load(Path("params.yaml")))
     node = plan.student_node("single", 0, "dm")
@@ -166,7 +166,7 @@ def test_status_without_torch() -> None:
 
 
 def test_other_number_of_processes_than_asked_for_is_refused() -> None:
-    for name in ("params.yaml", "protocols", "resources"):
+    for name in ("params.yaml", "protocols", "experiments", "resources"):
         Path(name).symlink_to(ROOT / name)
     command = [MSD, "dm", "--variant", "single", "--processes", "2"]
     done = subprocess.run(

@@ -79,7 +79,7 @@ def test_a_job_asks_for_the_networks_that_it_trains(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(stages, "micro_batch_here", spy)
     monkeypatch.chdir(tmp_path)
-    for name in ("params.yaml", "protocols", "resources"):
+    for name in ("params.yaml", "protocols", "experiments", "resources"):
         Path(name).symlink_to(ROOT / name)
     short = ["recipe.tsm.images=32", "recipe.dm={images: 32, regression: null}"]
     short += ["variants={one: {students: 1, network: small, stages: [dm]}}"]

@@ -84,7 +84,7 @@ def test_command(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = tmp_path_factory.mktemp("place")
-    for name in ("params.yaml", "protocols", "resources"):
+    for name in ("params.yaml", "protocols", "experiments", "resources"):
         (place / name).symlink_to(ROOT / name)
     monkeypatch.chdir(place)
     assert main(["evaluate", "--self-test", "300"]) == 0
