@@ -173,4 +173,4 @@ def test_other_number_of_processes_than_asked_for_is_refused() -> None:
         command, env={**os.environ, "WORLD_SIZE": "3", "RANK": "0"}, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2
-    assert "2 processes were asked for, and 3 train together." in done.stderr
+    assert "2 processes were asked for, and 3 run together." in done.stderr
