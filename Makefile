@@ -35,9 +35,9 @@ pull: set-up  ## fetch, check and register the results that dvc.lock names (docs
 
 ##@ Check
 .PHONY: test
-test: set-up  ## run the fast tests (TESTS=tests/unit: some of them; MARKS=slow: another selection)
+test: set-up  ## run the fast tests, two at a time (TESTS=tests/unit: some of them; MARKS=slow: another selection)
 	@$(if $(MARKS),,echo "Left out: tests marked slow (minutes), slurm (need SLURM and munge), browser (need Chromium and its driver), gpu (need CUDA). .ci/run also runs slow, browser and slurm.")
-	$(IN_VENV) python -m pytest -q --durations=10 -m "$(or $(MARKS),$(FAST))" $(TESTS)
+	$(IN_VENV) python -m pytest -q --numprocesses 2 --dist loadscope --durations=10 -m "$(or $(MARKS),$(FAST))" $(TESTS)
 
 .PHONY: lint
 lint: set-up  ## run ruff, snakefmt, mypy and the import contracts: all of them, then one verdict

@@ -9,7 +9,9 @@ from typing import Literal
 
 from scipy.special import stdtrit  # scipy.stats takes a second to import
 
-Verdict = Literal["holds", "does not hold", "undecided", "better, one seed", "worse, one seed", "not run"]
+Verdict = Literal[
+    "holds", "does not hold", "undecided", "better, one seed", "worse, one seed", "mixed, one seed", "not run"
+]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def verdict(smaller_expected: Sequence[Interval | None]) -> Verdict:
     found = [d for d in smaller_expected if d is not None]
     ends = [d.ends for d in found]
     if any(e is None for e in ends):
-        return "better, one seed" if all(d.mean < 0 for d in found) else "worse, one seed"
+        better = {d.mean < 0 for d in found}
+        return "mixed, one seed" if len(better) == 2 else "better, one seed" if better == {True} else "worse, one seed"
     known = [e for e in ends if e is not None]
     if any(low > 0 for low, _ in known):
         return "does not hold"

@@ -35,4 +35,5 @@ def test_verdicts() -> None:
     assert verdict([better, unclear]) == "undecided"
     assert verdict([better, None]) == "not run"
     assert verdict([Interval(-1, None, 1)]) == "better, one seed"
-    assert verdict([Interval(-1, None, 1), better, Interval(1, None, 1)]) == "worse, one seed"
+    assert verdict([Interval(-1, None, 1), better, Interval(1, None, 1)]) == "mixed, one seed"
+    assert verdict([Interval(1, None, 1)]) == "worse, one seed"

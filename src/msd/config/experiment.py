@@ -149,6 +149,7 @@ class Claim(Section):
     )
     beside: list[str] = Field(default=[], description="further variants to show with them")
     seeds: PositiveInt = Field(3, description="training runs of each variant; with one there is no interval")
+    note: str = Field("", description="what one must know to read the outcome")
 
     @property
     def variants(self) -> list[str]:

@@ -39,6 +39,7 @@ class Line:
 
     Attributes:
         here: what was found, pair by pair.
+        note: what one must know to read it.
     """
 
     number: str
@@ -46,6 +47,7 @@ class Line:
     paper: str
     here: list[str]
     verdict: str
+    note: str = ""
 
 
 def build(plan: Plan, folder: Path = FOLDER, page: Path = PAGE) -> Claims:
@@ -150,6 +152,7 @@ def _lines(one: Claims) -> list[Line]:
             judged.claim.paper,
             [here(one, c, judged.claim.seeds) for c in judged.comparisons],
             verdict_text(judged),
+            judged.claim.note,
         )
         for judged in one.judged
     ]
@@ -162,6 +165,8 @@ def _summary(claims: Sequence[Claims]) -> str:
     for line, data in rows:
         texts = [line.number, line.claim, line.paper, data, "<br>".join(line.here), f"**{line.verdict}**"]
         lines.append(f"| {' | '.join(texts)} |")
+    noted = [f"- {line.number}, {data}: {line.note}" for line, data in rows if line.note]
+    lines += ["", *noted] if noted else []
     return "\n".join(lines) + "\n"
 
 
