@@ -86,7 +86,7 @@ def settings_by_stage(experiment: Experiment) -> dict[str, Counter[str]]:
     groups = {Path(path).name: stage for stage in STAGES for path in outs(STAGES[stage])}
     found: dict[str, Counter[str]] = {stage: Counter() for stage in STAGES}
     for node in Plan(experiment):
-        found[groups[node.group]][digest([node.name, node.settings])] += 1
+        found[groups[Path(node.group).parts[0]]][digest([node.name, node.settings])] += 1
     return found
 
 
