@@ -41,7 +41,7 @@ class Interval:
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Interval | None:
-    """First minus second, paired by seed: a seed gives both the same noise to be judged on. None without a pair."""
+    """First minus second, paired by seed: students of one seed share their draws. None without a pair."""
     shared = sorted(first.keys() & second.keys())
     return Interval.of([first[s] - second[s] for s in shared]) if shared else None
 
