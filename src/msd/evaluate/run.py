@@ -143,14 +143,8 @@ def _results(blocks: list[Seen], ruler: Ruler, inputs: dict[str, Manifest], clas
 
 
 def _check(bundle: Bundle, data: Manifest, protocol: Protocol, columns: int) -> None:
-    images = open_half(data, protocol.reference.half)
+    check_belongs(bundle, open_half(data, protocol.reference.half))
     classes = bundle.num_classes
-    if (bundle.image_shape, classes) != (images.image_shape, images.num_classes):
-        raise ConfigError(
-            "The networks of a variant and the data do not belong together.",
-            where=str(bundle.manifest.path),
-            why=f"networks: {bundle.image_shape}, {classes} classes; data: {images.image_shape}, {images.num_classes}",
-        )
     uneven = protocol.labels == "balanced" and protocol.images % classes
     if uneven or protocol.images < classes * columns:
         raise ConfigError(
