@@ -18,7 +18,7 @@ from msd.evaluate.classifier import load_classifier
 from msd.evaluate.confusion import likely_others
 from msd.evaluate.metrics import asked_class_share
 from msd.evaluate.protocol import Network, Ruler, batches, summary
-from msd.evaluate.sampling import Seen, draw, look_at, shown_classes
+from msd.evaluate.sampling import Seen, check_belongs, draw, look_at, shown_classes
 from msd.plan import Node
 from msd.store import Manifest, write_with
 from msd.training.engine import Progress, resolve_device
