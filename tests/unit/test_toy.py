@@ -430,7 +430,8 @@ def test_docs_need_the_runs(tmp_path: Path) -> None:
         figures.publish(nothing.toy, nothing.toy_map, tmp_path)
 
 
-def test_the_toy_opens_the_report(made: Plan, toy: config.Toy, tmp_path: Path) -> None:
+def test_the_toy_opens_the_report(made: Plan, toy: config.Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where no claims are kept, which would come first
     found = make_results(tmp_path / "results", experiment({"pair": {"students": 2}}).model_copy(update={"toy": toy}))
     assert found.toy is not None
     run_figure(found.toy, made.toy_cells, quiet)
