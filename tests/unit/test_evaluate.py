@@ -11,7 +11,7 @@ from tiny import CLASSES, IMAGE_SHAPE, ROOT, network
 
 from msd.bundle.bundle import Bundle
 from msd.config import Protocol, load
-from msd.data.archive import LabelledImages, open_half
+from msd.data.archive import LabelledImages
 from msd.errors import ConfigError, DamagedFileError
 from msd.evaluate.classifier import Classifier, accuracy, load_classifier, save_classifier
 from msd.evaluate.confusion import likely_others
@@ -24,16 +24,6 @@ from msd.store import Manifest, sha256_file
 FEATURES = ROOT / "resources" / "metrics" / "digits-features.safetensors"
 JUDGE = ROOT / "resources" / "metrics" / "digits-judge.safetensors"
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def real(digits: Manifest) -> LabelledImages:
-    return open_half(digits, "evaluation")
-
-
-@pytest.fixture(scope="module")
-def train(digits: Manifest) -> LabelledImages:
-    return open_half(digits, "train")
 
 
 def constant_network(seed: int, level: float) -> Preconditioned:

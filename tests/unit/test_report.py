@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from report_fixtures import VARIANTS, experiment, make_results, refresh, rewrite
 
+from msd.data import grid
 from msd.errors import ConfigError, DamagedFileError, MissingFileError, MsdError
 from msd.plan import Plan
 from msd.report import columns, cost, page, partitions, pictures, summary, table
@@ -386,10 +387,10 @@ def test_galleries_are_capped_and_say_so(tmp_path: Path) -> None:
     assert "Shown: 20 of 30 classes" in figures["gallery-msd2"].caption
     assert "Shown: 20 of 30 classes" in figures["overview"].caption
     assert {"partition", "losses", "asked-class"} <= set(figures)
-    assert pictures.shown_classes(1000)[0] == 0
-    assert pictures.shown_classes(1000)[-1] == 999
-    assert len(set(pictures.shown_classes(1000))) == pictures.MAX_CLASSES
-    assert pictures.shown_classes(2) == [0, 1]
+    assert grid.shown_classes(1000)[0] == 0
+    assert grid.shown_classes(1000)[-1] == 999
+    assert len(set(grid.shown_classes(1000))) == grid.MAX_CLASSES
+    assert grid.shown_classes(2) == [0, 1]
 
 
 def test_figures_without_data_are_left_out(tmp_path: Path) -> None:

@@ -15,6 +15,14 @@ from msd.store import write_with
 
 SCALE_TO = 64  # smaller images are enlarged to about this size, without smoothing
 TITLE_HEIGHT = 14
+MAX_CLASSES = 20  # rows of a picture
+
+
+def shown_classes(number: int, limit: int = MAX_CLASSES) -> list[int]:
+    """All classes, or as many as fit, evenly spread so that every part is likely to be seen."""
+    if number <= limit:
+        return list(range(number))
+    return [round(i) for i in np.linspace(0, number - 1, limit)]
 
 
 def save_grid(images: NDArray[np.uint8], path: Path, columns: int | None = None, titles: Sequence[str] = ()) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from msd.bundle.bundle import Bundle
 from msd.config import Compute, Protocol
 from msd.data.archive import LabelledImages, open_half
+from msd.data.grid import shown_classes as pictured
 from msd.errors import ConfigError
 from msd.evaluate.classifier import Classifier, load_classifier
 from msd.evaluate.feature_space import features_of
@@ -33,7 +34,6 @@ from msd.plan import Node
 from msd.store import Manifest, write_with
 from msd.training.engine import Progress, resolve_device
 
-SHOWN = 20  # classes of a picture
 Images = NDArray[np.uint8]
 
 
@@ -204,8 +204,3 @@ def nearest_training_images(
     suspects = suspects[pictured(classes)]
     columns = [generated[suspects], *(train.images[found[name].index[suspects]] for name in spaces)]
     return results, np.stack(columns, axis=1)
-
-
-def pictured(number: int) -> list[int]:
-    """All classes, or as many as a picture holds, evenly spread so that every part is likely to be seen."""
-    return sorted({round(c) for c in np.linspace(0, number - 1, min(number, SHOWN))})

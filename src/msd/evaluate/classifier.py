@@ -59,8 +59,8 @@ class Classifier(nn.Module):
         return features, self.logit_layer(features)
 
     def of_uint8(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for uint8 images."""
-        return self(to_float(images))
+        """The same for uint8 images, wherever they are."""
+        return self(to_float(images.to(self.logit_layer.weight.device)))
 
 
 class ClassifierStep(Step):

@@ -32,7 +32,7 @@ def likely_others(
     total = np.zeros((classes, classes))
     for first in range(0, len(images), CHUNK):
         part = slice(first, first + CHUNK)
-        shares = judge.of_uint8(torch.from_numpy(np.array(images[part])))[1].softmax(1).double().numpy()
+        shares = judge.of_uint8(torch.from_numpy(np.array(images[part])))[1].softmax(1).double().cpu().numpy()
         np.add.at(total, labels[part], shares)
     mean = total / np.maximum(np.bincount(labels, minlength=classes), 1)[:, None]
     np.fill_diagonal(mean, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -121,17 +121,29 @@ def _seen(
         clip = open_clip_model(protocol.clip, device)
         captions = read_captions(protocol.captions, count)
     sha256, done, total = hashlib.sha256(), 0, 0.0
-    found: dict[str, list[Features]] = {name: [] for name in ruler.extractors}
-    for batch in _batches(source, protocol):
-        for name, extractor in ruler.extractors.items():
-            found[name].append(extractor.all_of([batch]))
+
+    def note(batch: NDArray[np.uint8]) -> None:
+        nonlocal done, total
         if clip is not None:
             total += clip(batch, captions[done : done + len(batch)])
         sha256.update(batch.tobytes())
         done += len(batch)
         progress(done, count, {})
-    features = {name: np.concatenate(parts) for name, parts in found.items()}
+
+    features = _features(source, ruler, note)
     return features, sha256.hexdigest(), total / count if clip else None
+
+
+def _features(
+    source: ImageSource, ruler: Ruler, note: Callable[[NDArray[np.uint8]], None] = lambda batch: None
+) -> dict[str, Features]:
+    """Features of all images in every space; ``note`` is told of each batch."""
+    found: dict[str, list[Features]] = {name: [] for name in ruler.extractors}
+    for batch in _batches(source, ruler.protocol):
+        for name, extractor in ruler.extractors.items():
+            found[name].append(extractor.all_of([batch]))
+        note(batch)
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def _reference(ruler: Ruler, plan: Plan, reference: Path | None) -> tuple[dict[str, RealImages], int]:
@@ -152,12 +164,8 @@ def _reference(ruler: Ruler, plan: Plan, reference: Path | None) -> tuple[dict[s
             raise ConfigError("Statistics are of one feature space.", where=str(reference), todo="Set `second: null`.")
         return {protocol.name: RealImages(None, Statistics.load(reference))}, 0
     source = _open(reference)
-    found: dict[str, list[Features]] = {name: [] for name in ruler.extractors}
-    for batch in _batches(source, protocol):
-        for name, extractor in ruler.extractors.items():
-            found[name].append(extractor.all_of([batch]))
     chosen = spread(len(source), protocol.neighbour_images)
-    features = {name: np.concatenate(parts) for name, parts in found.items()}
+    features = _features(source, ruler)
     return {name: RealImages(f[chosen], statistics_of(f)) for name, f in features.items()}, len(source)
 
 

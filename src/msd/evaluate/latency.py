@@ -63,8 +63,7 @@ def _one_at_a_time(bundles: Mapping[str, Bundle], repeats: int, device: torch.de
     times: dict[str, list[float]] = {name: [] for name in bundles}
     for i in range(repeats + WARM_UP):
         for name, bundle in bundles.items():
-            noise = noise_of_images(0, i, 1, bundle.image_shape).to(device)
-            cond = conditions_of_images(i, 1, bundle.num_classes).to(device)
+            noise, cond = _batch(bundle, i, 1, device)
             began = time.perf_counter()
             bundle.generate(noise, cond).cpu()  # .cpu() waits for the device
             if i >= WARM_UP:
@@ -79,7 +78,7 @@ def _many_at_once(
     images, seconds, joules = (dict.fromkeys(bundles, 0.0) for _ in range(3))
     for i in range(ROUNDS):
         for name, bundle in bundles.items():
-            noise, cond = _batch(bundle, batch, device)
+            noise, cond = _batch(bundle, 0, batch, device)
             if i == 0:
                 bundle.generate(noise, cond).cpu()
             before, began = meter.read() if meter else [], time.perf_counter()
@@ -102,7 +101,7 @@ def _work(bundle: Bundle, batch: int, device: torch.device) -> dict[str, Any]:
 
     A CPU has no allocator to ask: there the tensors are counted, without what a kernel needs inside.
     """
-    noise, cond = _batch(bundle, batch, device)
+    noise, cond = _batch(bundle, 0, batch, device)
     own = [tensor for net in bundle.networks for tensor in (*net.parameters(), *net.buffers())]
     ledger = Ledger()
     for tensor in own:
@@ -117,6 +116,6 @@ def _work(bundle: Bundle, batch: int, device: torch.device) -> dict[str, Any]:
     return {"flops_per_image": ledger.flops // batch, "peak_memory_bytes": taken}
 
 
-def _batch(bundle: Bundle, count: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    noise = noise_of_images(0, 0, count, bundle.image_shape)
-    return noise.to(device), conditions_of_images(0, count, bundle.num_classes).to(device)
+def _batch(bundle: Bundle, first: int, count: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    noise = noise_of_images(0, first, count, bundle.image_shape)
+    return noise.to(device), conditions_of_images(first, count, bundle.num_classes).to(device)

@@ -16,6 +16,7 @@ from msd.data.archive import open_half
 from msd.errors import ConfigError
 from msd.evaluate.classifier import load_classifier
 from msd.evaluate.confusion import likely_others
+from msd.evaluate.matrix import balanced
 from msd.evaluate.metrics import asked_class_share
 from msd.evaluate.protocol import Network, Ruler, batches, summary
 from msd.evaluate.sampling import Seen, check_belongs, draw, look_at, shown_classes
@@ -91,12 +92,10 @@ def evaluate_floor(node: Node, compute: Compute) -> Manifest:
     other = "train" if protocol.reference.half == "evaluation" else "evaluation"
     real, held_out = open_half(inputs["data"], other), open_half(inputs["data"], "evaluation")
     count = min(protocol.images, len(real.images))
-    chosen = np.concatenate(
-        [np.flatnonzero(real.labels == c)[: count // real.num_classes] for c in range(real.num_classes)]
-    )
+    chosen = balanced(real.labels, real.num_classes, count // real.num_classes)
     features = {name: e.all_of(batches(real.images[chosen])) for name, e in ruler.extractors.items()}
     judge = load_classifier(inputs["judge"].file("weights")).to(device)
-    judged = [shown_classes(torch.from_numpy(np.array(batch)).to(device), judge) for batch in batches(held_out.images)]
+    judged = [shown_classes(torch.from_numpy(np.array(batch)), judge) for batch in batches(held_out.images)]
     share, per_class = asked_class_share(np.concatenate(judged), held_out.labels, held_out.num_classes)
     record = _record(ruler, inputs) | {"images": len(chosen)}
     results = {

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from msd.data.archive import LabelledImages, open_half
-from msd.report.pictures import shown_classes, tile_of
+from msd.data.grid import shown_classes
+from msd.report.pictures import tile_of
 from msd.report.read import Report, Row
 from msd.report.style import PARTS
 

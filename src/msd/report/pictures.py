@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from msd.data.grid import shown_classes
 from msd.errors import DamagedFileError
 from msd.report import columns
 from msd.report.read import Report, Row
 from msd.report.style import INK, PARTS, SOFT, Figure, looks
 from msd.store import write_with
 
-MAX_CLASSES = 20  # rows of a picture
 OVERVIEW_COLUMNS = 4
 BLOCKS_PER_BAND = 7  # variants side by side in the overview
 GALLERY_TILE = 64  # about so many pixels per image
@@ -76,13 +76,6 @@ def gallery(row: Row, path: Path) -> Figure:
         variant=row.name,
         section="galleries",
     )
-
-
-def shown_classes(number: int, limit: int = MAX_CLASSES) -> list[int]:
-    """All classes, or as many as fit, evenly spread so that every part is likely to be seen."""
-    if number <= limit:
-        return list(range(number))
-    return [round(i) for i in np.linspace(0, number - 1, limit)]
 
 
 def _cut(classes: Sequence[int], number: int) -> str:
