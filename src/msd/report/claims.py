@@ -40,10 +40,9 @@ class Row:
         """Seed → a number of the metrics."""
         return {seed: m.results["metrics"][key] for seed, m in self.manifests.items()}
 
-    @property
-    def distances(self) -> dict[int, float]:
-        """Seed → the distance."""
-        return self.values(self.metric)
+    def distances(self, seeds: int) -> dict[int, float]:
+        """Seed → the distance, of so many seeds at most: another claim may have asked for more."""
+        return dict(list(self.values(self.metric).items())[:seeds])
 
     def interval(self, key: str) -> Interval:
         """Mean of a metric over the seeds."""
@@ -86,7 +85,6 @@ class Claims:
     """
 
     experiment: str
-    data: str
     metric: dict[str, Any]
     folder: Path
     rows: dict[str, Row]
@@ -174,13 +172,10 @@ def read_claims(folder: Path) -> Claims:
         for name, files in listed["rows"].items()
     }
     claims = [Claim.model_validate(claim) for claim in listed["claims"]]
-    return Claims(listed["experiment"], listed["data"], metric, folder, rows, [_judge(claim, rows) for claim in claims])
+    return Claims(listed["experiment"], metric, folder, rows, [_judge(claim, rows) for claim in claims])
 
 
 def _judge(claim: Claim, rows: dict[str, Row]) -> Judged:
-    # no more seeds than the claim asks for, though a row may have more for another claim
-    seen = {
-        name: dict(list(rows[name].distances.items())[: claim.seeds]) if name in rows else {} for name in claim.variants
-    }
+    seen = {name: rows[name].distances(claim.seeds) if name in rows else {} for name in claim.variants}
     comparisons = [Comparison(first, second, difference(seen[first], seen[second])) for first, second in claim.expected]
     return Judged(claim, comparisons, verdict([c.difference for c in comparisons]))

@@ -16,6 +16,7 @@ from msd.plan import Plan
 from msd.report import columns, read
 from msd.report.claims import LIST, Claims, Comparison, Judged, Row, keep, read_claims
 from msd.report.claims_figure import draw
+from msd.report.table import metric_note
 from msd.store import Manifest, read_json, write_text
 from msd.toy.summary import summary as toy_summary
 
@@ -129,7 +130,7 @@ def here(one: Claims, comparison: Comparison, seeds: int) -> str:
     first, second = (one.rows.get(name) for name in (comparison.first, comparison.second))
     if first is None or second is None or comparison.difference is None:
         return f"`{comparison.first}` v. `{comparison.second}`: not run"
-    left, right = (Interval.of(list(row.distances.values())[:seeds]) for row in (first, second))
+    left, right = (Interval.of(list(row.distances(seeds).values())) for row in (first, second))
     means = f"`{first.name}` {_number(left.mean)} v. `{second.name}` {_number(right.mean)}"
     return f"{means}: {_signed(comparison.difference)}"
 
@@ -171,13 +172,10 @@ def _summary(claims: Sequence[Claims]) -> str:
 
 
 def _metric(one: Claims) -> str:
-    label, images = columns.metric_label(one.metric), f"{one.metric['images']:,}"
     machines = read.machines([m for row in one.rows.values() for m in row.manifests.values()])
     return (
-        f"`{label}`: Fréchet distance of {images} images to {one.metric['reference_images']:,} held-out real ones in "
-        f"the features of a small classifier; it is not FID. Evaluated on {'; '.join(machines)}. Mean over the seeds "
-        "± half of the 95 % interval; each seed links to its manifest. Latency: median of one image, all variants in "
-        "turn.\n"
+        f"{metric_note(one.metric)} Evaluated on {'; '.join(machines)}. Mean over the seeds ± half of the 95 % "
+        "interval; each seed links to its manifest. Latency: median of one image, all variants in turn.\n"
     )
 
 
