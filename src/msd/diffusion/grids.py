@@ -38,3 +38,9 @@ def iddpm_sigmas(steps: int = 1000, offset: float = 0.008, smallest_ratio: float
         ratio = (alpha_bar[j - 1] / alpha_bar[j]).clamp(min=smallest_ratio)
         sigmas[j - 1] = ((sigmas[j].square() + 1) / ratio - 1).sqrt()
     return sigmas.float()
+
+
+def scaled_linear_alphas(steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
+    """DDPM's ᾱ_t = ∏ (1 − β) with √β evenly spaced, Stable Diffusion's; t = 0 is the cleanest. (steps,) float32."""
+    betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float32).square()
+    return (1 - betas).cumprod(0)

@@ -5,6 +5,7 @@ Sources: DMD (arXiv 2311.18828), DMD2 (arXiv 2405.14867), EDM (arXiv 2206.00364)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -30,7 +31,9 @@ def _per_image(value: Tensor, like: Tensor) -> Tensor:
 
 
 def edm_weight(sigma: Tensor, sigma_data: float) -> Tensor:
-    """λ(σ) = (σ² + σ_d²) / (σ σ_d)² (EDM, table 1)."""
+    """λ(σ) = (σ² + σ_d²) / (σ σ_d)² (EDM, table 1); its limit 1/σ² for σ_d = ∞, which makes the loss that of ε."""
+    if math.isinf(sigma_data):
+        return sigma.square().reciprocal()
     return (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()
 
 

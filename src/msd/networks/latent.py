@@ -1,0 +1,180 @@
+"""Stable Diffusion's denoiser as a backbone: diffusers' UNet2DConditionModel, ε-prediction, DDPM's grid of 1000 levels.
+
+The seam speaks of ``x_σ = x0 + σ ε``; DDPM's ``x_t = √ᾱ x0 + √(1−ᾱ) ε`` is that times √ᾱ, with σ² = (1−ᾱ)/ᾱ. So TSM, DM
+and ADM are the code that pixel networks use. σ_data is infinite: then EDM's weight λ(σ) is 1/σ², and the fake score's
+loss on x0 is the plain mean (ε̂ − ε)², as DMD2 trains it (arXiv 2405.14867). Knows no prompt, no VAE.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from msd.diffusion.grids import scaled_linear_alphas
+from msd.errors import ConfigError
+from msd.networks.backbone import Backbone
+
+UNSUPPORTED = {  # diffusers' options under which the network's forward does more than ours
+    "addition_embed_type": None,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "encoder_hid_dim": None,
+    "time_cond_proj_dim": None,
+    "dual_cross_attention": False,
+    "center_input_sample": False,
+}
+
+
+class TextUNet(nn.Module):
+    """diffusers' UNet in two halves, so that the bottleneck costs the encoder only.
+
+    Args:
+        config: of UNet2DConditionModel.
+
+    Raises:
+        ConfigError: the configuration asks for a part that Stable Diffusion 1 and 2 do not have.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        odd = [name for name, plain in UNSUPPORTED.items() if config.get(name, plain) != plain]
+        if odd:
+            raise ConfigError(
+                "This UNet has parts that are not supported.",
+                where=f"unet: {', '.join(odd)}",
+                why="conditions other than the text's hidden states",
+                todo="Take a network of the kind of Stable Diffusion 1 or 2.",
+            )
+        self.unet = UNet2DConditionModel(**config)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What is compiled, recomputed and sharded piece by piece."""
+        return [*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
+
+    def forward(
+        self, x: Tensor, timestep: Tensor, text: Tensor, *, decode: bool = True
+    ) -> tuple[Tensor | None, Tensor]:
+        """Noised latents (B, C, h, w), timesteps (B,), hidden states (B, L, D) → ε (or None), mid block (B, c, h', w')."""
+        unet = self.unet
+        embedding = unet.time_embedding(unet.time_proj(timestep).to(x.dtype))
+        h = unet.conv_in(x)
+        skips = [h]
+        for block in unet.down_blocks:
+            h, kept = block(hidden_states=h, temb=embedding, **_of_text(block, text))
+            skips += kept
+        features = h = unet.mid_block(h, embedding, encoder_hidden_states=text)
+        if not decode:
+            return None, features
+        for block in unet.up_blocks:
+            count = len(block.resnets)
+            kept, skips = tuple(skips[-count:]), skips[:-count]
+            size = None if not skips else skips[-1].shape[2:]  # where halving was uneven
+            h = block(
+                hidden_states=h,
+                temb=embedding,
+                res_hidden_states_tuple=kept,
+                upsample_size=size,
+                **_of_text(block, text),
+            )
+        return unet.conv_out(unet.conv_act(unet.conv_norm_out(h))), features
+
+
+def _of_text(block: nn.Module, text: Tensor) -> dict[str, Tensor]:
+    return {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
+
+
+class LatentDenoiser(Backbone):
+    """A text-conditional denoiser of latents. A condition is the text encoder's hidden states, (L, D).
+
+    Args:
+        model: the UNet.
+        image_shape: (C, h, w) of the latents.
+        text_shape: (L, D) of the hidden states.
+        schedule: ``config.Schedule`` as plain values.
+
+    Attributes:
+        autocast: type of the UNet's inner computations; None: that of its weights.
+        empty: (L, D) hidden states of the empty prompt; classifier-free guidance compares with it.
+    """
+
+    empty: Tensor
+    alphas: Tensor
+
+    def __init__(
+        self,
+        model: TextUNet,
+        *,
+        image_shape: tuple[int, int, int],
+        text_shape: tuple[int, int],
+        schedule: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model, self.image_shape, self.text_shape = model, image_shape, text_shape
+        self.num_conditions, self.sigma_data = 0, math.inf
+        self.autocast: torch.dtype | None = None
+        self.description: dict[str, Any] = {}  # how to build it again; ``networks.files`` fills it
+        alphas = scaled_linear_alphas(**schedule)
+        self.register_buffer("alphas", alphas.double(), persistent=False)
+        self.register_buffer("noise_grid", ((1 - self.alphas) / self.alphas).sqrt().float(), persistent=False)
+        self.register_buffer("empty", torch.zeros(text_shape))
+        self.known_sigmas = (float(self.noise_grid[0]), float(self.noise_grid[-1]))
+
+    @property
+    def student_level(self) -> float:
+        return self.known_sigmas[1]
+
+    @property
+    def features_shape(self) -> tuple[int, int]:
+        unet = self.model.unet.config
+        return unet.block_out_channels[-1], self.image_shape[-1] // 2 ** (len(unet.block_out_channels) - 1)
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        return self.noise_grid[self.timestep(sigma)].to(sigma.dtype)
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """Index of the nearest level, int64, of σ's shape."""
+        distance = (sigma.flatten().float()[:, None] - self.noise_grid[None]).abs()
+        return distance.argmin(dim=1).reshape(sigma.shape)
+
+    def denoise(self, x: Tensor, level: Tensor, cond: Tensor) -> Tensor:
+        return self.denoise_with_features(x, level, cond)[0]
+
+    def denoise_unconditional(self, x: Tensor, level: Tensor) -> Tensor:
+        return self.denoise(x, level, self.empty.expand(len(x), -1, -1))
+
+    def denoise_with_features(self, x: Tensor, level: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+        t = self._timesteps(x, level)
+        alpha = self.alphas[t].reshape(-1, 1, 1, 1)
+        return self._x0((alpha.sqrt() * x).float(), t, cond)
+
+    def features(self, x: Tensor, level: Tensor, cond: Tensor) -> Tensor:
+        t = self._timesteps(x, level)
+        return self._run((self.alphas[t].reshape(-1, 1, 1, 1).sqrt() * x).float(), t, cond, decode=False)[1]
+
+    def generate(self, noise: Tensor, cond: Tensor) -> Tensor:
+        """One step at the last timestep, whose input is the noise itself (DMD2). NFE 1."""
+        last = torch.full((len(noise),), len(self.alphas) - 1, device=noise.device)
+        return self._x0(noise.float(), last, cond)[0]
+
+    def condition_embeddings(self) -> Tensor:
+        raise ConfigError("A text-conditional network has no table of conditions.", todo="Split prompts instead.")
+
+    def _timesteps(self, x: Tensor, level: Tensor) -> Tensor:
+        return self.timestep(torch.as_tensor(level, device=x.device).reshape(-1)).expand(len(x))
+
+    def _x0(self, x_t: Tensor, t: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+        """x0 = (x_t − √(1−ᾱ) ε) / √ᾱ, in float64 as the reference does it: at the last levels √ᾱ is small."""
+        epsilon, features = self._run(x_t, t, cond)
+        assert epsilon is not None
+        alpha = self.alphas[t].reshape(-1, 1, 1, 1)
+        return ((x_t - (1 - alpha).sqrt() * epsilon) / alpha.sqrt()).float(), features
+
+    def _run(self, x_t: Tensor, t: Tensor, cond: Tensor, *, decode: bool = True) -> tuple[Tensor | None, Tensor]:
+        with torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext():
+            return self.model(x_t, t, cond.float(), decode=decode)
