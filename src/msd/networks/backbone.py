@@ -6,6 +6,7 @@ A backbone predicts x0 from a noised input at a level of its own noise grid, und
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,13 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         image_shape: (C, H, W) of what it denoises.
-        num_conditions: number of classes, 0 if unconditional.
+        num_conditions: number of classes, 0 if it knows none: an unconditional network, or one conditioned on text.
         noise_grid: (1000,) noise levels, smallest first.
         known_sigmas: the smallest and the largest level that it can be asked for.
-        sigma_data: standard deviation of the data.
+        sigma_data: standard deviation of the data; infinite: losses are those of ε.
+        model: the raw network inside; all weights are its.
+        autocast: type of the raw network's inner computations; None: that of its weights.
+        description: how to build it again; ``networks.files`` fills it.
     """
 
     image_shape: tuple[int, int, int]
@@ -27,6 +31,21 @@ class Backbone(nn.Module, ABC):
     noise_grid: Tensor
     known_sigmas: tuple[float, float]
     sigma_data: float
+    model: nn.Module
+    autocast: torch.dtype | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.description: dict[str, Any] = {}
+
+    @property
+    @abstractmethod
+    def blocks(self) -> list[nn.Module]:
+        """The pieces of the raw network that are compiled and sharded one by one."""
+
+    @abstractmethod
+    def set_recompute(self, on: bool) -> None:
+        """Whether blocks keep nothing for the backward pass but their inputs, and compute the rest again there."""
 
     @property
     def num_classes(self) -> int:
@@ -49,7 +68,11 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def denoise(self, x: Tensor, level: Tensor, cond: Tensor) -> Tensor:
-        """x0 prediction, float32: x (B, C, H, W), level (B,) or 0-d, cond (B,) int64 → (B, C, H, W)."""
+        """x0 prediction, float32: x (B, C, H, W), level (B,) or 0-d → (B, C, H, W).
+
+        Args:
+            cond: classes (B,) int64, or the hidden states of prompts (B, L, D).
+        """
 
     @abstractmethod
     def denoise_unconditional(self, x: Tensor, level: Tensor) -> Tensor:

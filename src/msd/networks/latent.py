@@ -52,15 +52,10 @@ class TextUNet(nn.Module):
             )
         self.unet = UNet2DConditionModel(**config)
 
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """What is compiled, recomputed and sharded piece by piece."""
-        return [*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
-
     def forward(
         self, x: Tensor, timestep: Tensor, text: Tensor, *, decode: bool = True
     ) -> tuple[Tensor | None, Tensor]:
-        """Noised latents (B, C, h, w), timesteps (B,), hidden states (B, L, D) → ε (or None), mid block (B, c, h', w')."""
+        """Latents (B, C, h, w), timesteps (B,), hidden states (B, L, D) → ε (or None), mid block (B, c, h', w')."""
         unet = self.unet
         embedding = unet.time_embedding(unet.time_proj(timestep).to(x.dtype))
         h = unet.conv_in(x)
@@ -99,10 +94,10 @@ class LatentDenoiser(Backbone):
         schedule: ``config.Schedule`` as plain values.
 
     Attributes:
-        autocast: type of the UNet's inner computations; None: that of its weights.
         empty: (L, D) hidden states of the empty prompt; classifier-free guidance compares with it.
     """
 
+    model: TextUNet
     empty: Tensor
     alphas: Tensor
 
@@ -117,8 +112,6 @@ class LatentDenoiser(Backbone):
         super().__init__()
         self.model, self.image_shape, self.text_shape = model, image_shape, text_shape
         self.num_conditions, self.sigma_data = 0, math.inf
-        self.autocast: torch.dtype | None = None
-        self.description: dict[str, Any] = {}  # how to build it again; ``networks.files`` fills it
         alphas = scaled_linear_alphas(**schedule)
         self.register_buffer("alphas", alphas.double(), persistent=False)
         self.register_buffer("noise_grid", ((1 - self.alphas) / self.alphas).sqrt().float(), persistent=False)
@@ -126,8 +119,25 @@ class LatentDenoiser(Backbone):
         self.known_sigmas = (float(self.noise_grid[0]), float(self.noise_grid[-1]))
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        unet = self.model.unet
+        levels = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+        return [piece for level in levels for kind in ("resnets", "attentions") for piece in getattr(level, kind, ())]
+
+    def set_recompute(self, on: bool) -> None:
+        if on:
+            self.model.unet.enable_gradient_checkpointing()
+        else:
+            self.model.unet.disable_gradient_checkpointing()
+
+    @property
     def student_level(self) -> float:
         return self.known_sigmas[1]
+
+    def forward(self, x: Tensor, sigma: Tensor | float, text: Tensor | None = None) -> Tensor:
+        """The denoised latents; without ``text`` (B, L, D) those of the empty prompt."""
+        level = torch.as_tensor(sigma, device=x.device)
+        return self.denoise_unconditional(x, level) if text is None else self.denoise(x, level, text)
 
     @property
     def features_shape(self) -> tuple[int, int]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 
 from msd import ranks
 from msd.config import Compute
-from msd.networks.layers import UNetBlock
-from msd.networks.precond import Preconditioned
+from msd.networks.backbone import Backbone
+
+Net = TypeVar("Net", bound=Backbone)
 
 VARIANTS_OF_A_BLOCK = 256  # shapes × with and without gradients; the compiler gives up at 8 unless told
 
 
-def prepare(net: Preconditioned, device: torch.device, precision: str, compute: Compute) -> Preconditioned:
+def prepare(net: Net, device: torch.device, precision: str, compute: Compute) -> Net:
     """Bring a network to a device and set how it computes there.
 
     Args:
@@ -26,17 +29,13 @@ def prepare(net: Preconditioned, device: torch.device, precision: str, compute: 
     else:
         net.to(device)
     net.autocast = torch.bfloat16 if precision == "bfloat16" else None
-    blocks = []
-    for block in net.modules():
-        if isinstance(block, UNetBlock):
-            block.recompute = compute.gradient_checkpointing
-            blocks.append(block)
-            if compute.compile:
-                block.compile(dynamic=False)  # sizes differ between blocks, not between calls
+    net.set_recompute(compute.gradient_checkpointing)
     if compute.compile:
         import torch._dynamo as dynamo  # over a second
 
         dynamo.config.recompile_limit = VARIANTS_OF_A_BLOCK
+        for block in net.blocks:
+            block.compile(dynamic=False)  # sizes differ between blocks, not between calls
     if compute.shard and ranks.world() > 1:
-        ranks.shard(blocks, net.model)
+        ranks.shard(net.blocks, net.model)
     return net

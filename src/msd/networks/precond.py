@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msd.diffusion.grids import iddpm_sigmas, karras_sigmas, vp_sigma, vp_time
 from msd.errors import ConfigError
 from msd.networks.backbone import Backbone
+from msd.networks.layers import UNetBlock
 from msd.networks.raw import RawNetwork
 
 SIGMA_DATA = 0.5
@@ -42,10 +43,9 @@ class Preconditioned(Backbone):
         pixel_unshuffle: fold that many pixels per side into channels before the network and unfold them after it.
             A permutation, so noise stays white and losses keep their meaning; it makes small networks fast.
         sigma_min, sigma_max: the noise levels that the network is used at; a one-step student works at ``sigma_max``.
-
-    Attributes:
-        autocast: type of the raw network's inner computations; None: that of its weights.
     """
+
+    model: RawNetwork
 
     def __init__(
         self,
@@ -61,14 +61,20 @@ class Preconditioned(Backbone):
         self.num_conditions = model.label_dim
         self.sigma_min, self.sigma_max, self.sigma_data = sigma_min, sigma_max, SIGMA_DATA
         self.known_sigmas = (sigma_min, sigma_max)
-        self.autocast: torch.dtype | None = None
-        self.description: dict[str, Any] = {}  # how to build it again; ``networks.files`` fills it
         grid = karras_sigmas(GRID_STEPS, sigma_min, sigma_max).float().flip(0)
         self.register_buffer("noise_grid", grid, persistent=False)
 
     @abstractmethod
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """At noise levels σ (B, 1, 1, 1) float32."""
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [module for module in self.model.modules() if isinstance(module, UNetBlock)]
+
+    def set_recompute(self, on: bool) -> None:
+        for block in self.blocks:
+            block.recompute = on
 
     @property
     def student_level(self) -> float:
