@@ -15,12 +15,12 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from rows import ROOT, experiment_of, stage_settings
-from torch import nn
+from rows import PRESETS, ROOT, experiment_of, stage_settings
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,14 +29,17 @@ from msd.data.archive import LabelledImages
 from msd.distill.adm import AdmStep
 from msd.distill.dm import DmStep, Pairs
 from msd.draws import Draws
-from msd.networks import Preconditioned, load_network
+from msd.networks import Backbone, load_network
 from msd.networks.discriminator import Discriminator
 from msd.networks.files import build_network
 from msd.networks.levers import prepare
-from msd.networks.published import published_network
+from msd.networks.published import published_network, published_text_network
 from msd.registry import KNOWN
 from msd.store import machine, read_json, write_json, write_text
 from msd.training.engine import resolve_device
+
+if TYPE_CHECKING:
+    from msd.networks.latent import LatentDenoiser
 
 IMAGES = 2000  # of the random data set
 META = torch.device("meta")  # knows shapes and holds no numbers
@@ -86,7 +89,8 @@ def measure_row(task: dict[str, Any]) -> dict[str, Any]:
     settings, compute = stage_settings(task["update"], task["recipe"]), Compute.model_validate(task["compute"])
     torch.set_num_threads(compute.threads)
     device = resolve_device(compute.device)
-    teacher = _teacher(task["preset"])
+    with device:  # random weights are drawn where they are used
+        teacher = _teacher(task["preset"])
     result: dict[str, Any] = {"idle_bytes": _peak_bytes(device)}
     step = build_step(teacher, settings, compute, device)
     updates = (partial(step, start) for start in count(0, settings.batch_size))
@@ -102,7 +106,7 @@ def measure_row(task: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def build_step(teacher: Preconditioned, settings: Dm, compute: Compute, device: torch.device) -> DmStep:
+def build_step(teacher: Backbone, settings: Dm, compute: Compute, device: torch.device) -> DmStep:
     """The step as ``msd.distill.run`` builds it, of a student that owns all classes; it starts from the teacher.
 
     Args:
@@ -112,48 +116,78 @@ def build_step(teacher: Preconditioned, settings: Dm, compute: Compute, device: 
         device: where to.
     """
 
-    def ready(net: Preconditioned) -> Preconditioned:
+    def ready(net: Backbone) -> Backbone:
         return prepare(net, device, settings.precision, compute)
 
     student, fake_score = ready(copy.deepcopy(teacher)), ready(copy.deepcopy(teacher))
     draws = Draws(0, device, micro_batch=compute.micro_batch)
-    part = torch.arange(teacher.num_classes)
+    data = random_images(teacher)
+    part = data if isinstance(data, RandomLatents) else torch.arange(teacher.num_classes)
     named: dict[str, Any] = {"pairs": _random_pairs(teacher, settings.regression.pairs)} if settings.regression else {}
     if not isinstance(settings, Adm):
         return DmStep(student, ready(teacher), fake_score, part, settings, draws, **named)
-    named["data"] = _random_data(teacher)
+    named |= {"data": data, "real": torch.arange(IMAGES)}
     named["discriminator"] = Discriminator(*fake_score.features_shape).to(device)
     named["average"] = ready(copy.deepcopy(teacher))
     return AdmStep(student, ready(teacher), fake_score, part, settings, draws, **named)
 
 
-def _teacher(preset: str) -> Preconditioned:
+def _teacher(preset: str) -> Backbone:
     """The teacher's file, or for a published teacher its architecture with random weights."""
-    source = experiment_of(preset).teacher
+    source, text = experiment_of(preset).teacher, PRESETS[preset].text
     if isinstance(source, FileSource):
         return load_network(ROOT / source.path)
-    assert isinstance(source, KnownSource)
-    network, image_shape, classes = published_network(KNOWN[source.name])
-    net = build_network(network, image_shape=image_shape, num_conditions=classes, seed=0)
+    net: Backbone
+    if text:
+        from msd.networks.latent import build_latent
+
+        net = build_latent(*published_text_network(KNOWN[text]), seed=0)
+    else:
+        assert isinstance(source, KnownSource)
+        network, image_shape, classes = published_network(KNOWN[source.name])
+        net = build_network(network, image_shape=image_shape, num_conditions=classes, seed=0)
     for layer in net.modules():  # products with zeros need less power, and then a GPU runs faster than in training
         if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.any():
             layer.reset_parameters()
     return net.eval().requires_grad_(False)
 
 
-def _random_data(teacher: Preconditioned) -> LabelledImages:
-    """Images (2000, C, H, W) uint8 in memory, the classes in turn."""
+class RandomLatents:
+    """Latents and prompts' hidden states as precomputed ones are read: from memory, in half precision."""
+
+    def __init__(self, teacher: LatentDenoiser) -> None:
+        generator = torch.Generator().manual_seed(0)
+        shapes = teacher.image_shape, teacher.text_shape
+        self._latents, self._text = (torch.randn((64, *shape), generator=generator).half() for shape in shapes)
+
+    def __len__(self) -> int:
+        return IMAGES
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        return self._text[indices % len(self._text)].float()
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self._latents[indices % len(self._latents)].float(), self[indices]
+
+    def some_conditions(self, count: int) -> Tensor:
+        return self[torch.arange(count)]
+
+
+def random_images(teacher: Backbone) -> LabelledImages | RandomLatents:
+    """Images (2000, C, H, W) uint8 in memory, the classes in turn; or latents with texts."""
+    if hasattr(teacher, "text_shape"):
+        return RandomLatents(cast("LatentDenoiser", teacher))
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, *teacher.image_shape), dtype=np.uint8)
     return LabelledImages(images, np.arange(IMAGES) % teacher.num_classes, teacher.num_classes, sha256="random")
 
 
-def _random_pairs(teacher: Preconditioned, number: int) -> Pairs:
+def _random_pairs(teacher: Backbone, number: int) -> Pairs:
     """Noise (N, C, H, W) with other noise as the teacher's images."""
     noise, images = (Draws(0).normal(role, 0, (number, *teacher.image_shape)) for role in ("noise", "images"))
     return Pairs(noise, images, torch.arange(number) % teacher.num_classes)
 
 
-def _flops(teacher: Preconditioned, settings: Dm) -> int:
+def _flops(teacher: Backbone, settings: Dm) -> int:
     plain = settings.model_copy(update={"precision": "float32"})  # there is no autocast without a device
     step = build_step(teacher, plain, Compute(), META)
     with FlopCounterMode(display=False) as counter:

@@ -16,15 +16,22 @@ UPDATES = {"dm": "dm", "dm+adm": "adm"}  # name in the table → stage of the re
 
 
 class Preset(NamedTuple):
-    """A configuration of this repository, and how many images a generated batch has; None: as its recipe says."""
+    """A configuration of this repository.
+
+    Attributes:
+        batch: how many images a generated batch has; None: as its recipe says.
+        text: a known teacher that is conditioned on text, instead of the configuration's.
+    """
 
     overlays: list[Path]
     batch: int | None
+    text: str | None = None
 
 
 PRESETS = {
     "embedded": Preset([], None),
     "imagenet64": Preset([ROOT / "experiments/imagenet64.yaml"], 40),  # the recipe's 280 shared by seven GPUs
+    "sd15": Preset([ROOT / "experiments/imagenet64.yaml", ROOT / "benchmarks/sd15.yaml"], 32, "stable-diffusion-v1-5"),
 }
 
 

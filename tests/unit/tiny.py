@@ -92,6 +92,7 @@ def adm_step(seed: int = 0, part: tuple[int, ...] = (1, 2), **changes: Any) -> A
         settings,
         Draws(seed),
         data=data(),
+        real=data().indices_of(list(part)),
         discriminator=discriminator,
         average=network(4),
     )

@@ -22,7 +22,7 @@ from msd.config.experiment import (
     WeightsVariant,
 )
 from msd.config.load import as_settings, load
-from msd.config.networks import Network, Song
+from msd.config.networks import Network, Schedule, Song, TextNetwork
 from msd.config.protocol import (
     Captions,
     ClipScore,
@@ -89,6 +89,7 @@ __all__ = [
     "Reference",
     "Regression",
     "Sampler",
+    "Schedule",
     "Section",
     "Share",
     "Song",
@@ -101,6 +102,7 @@ __all__ = [
     "TeacherTrainSource",
     "TeacherTraining",
     "TeacherVariant",
+    "TextNetwork",
     "TorchScriptSource",
     "Toy",
     "ToyMap",

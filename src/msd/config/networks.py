@@ -28,6 +28,35 @@ class Song(Section):
         return taps
 
 
+class Schedule(Section):
+    """DDPM's noise levels with √β evenly spaced; the defaults are Stable Diffusion's."""
+
+    steps: PositiveInt = 1000
+    beta_start: PositiveFloat = 0.00085
+    beta_end: PositiveFloat = 0.012
+
+
+class TextNetwork(Section):
+    """A text-conditional denoiser of latents: diffusers' UNet2DConditionModel that predicts ε."""
+
+    architecture: Literal["unet2d"]
+    unet: dict[str, Any] = Field(description="arguments of diffusers' UNet2DConditionModel (a unet/config.json)")
+    text_length: PositiveInt = Field(77, description="tokens of a prompt")
+    schedule: Schedule = Schedule()
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """(L, D) of a prompt's hidden states."""
+        return self.text_length, self.unet["cross_attention_dim"]
+
+    @field_validator("unet")
+    @classmethod
+    def _of_arguments(cls, unet: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(unet.get("cross_attention_dim"), int):
+            raise ValueError("cross_attention_dim must be a number, the width of the text encoder's hidden states")
+        return {key: value for key, value in unet.items() if not key.startswith("_")}
+
+
 class Network(Section):
     """A UNet and its preconditioning; resolution, channels and classes come from the data."""
 

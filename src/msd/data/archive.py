@@ -6,6 +6,7 @@ Training code is only ever handed the training half.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,6 +14,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msd.store import Manifest
+
+
+class TrainingImages(Protocol):
+    """What a stage of training reads: images, or their latents, each with its condition."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) float32 and conditions (B, …) at ``indices`` (B,), on the CPU."""
+
+    def some_conditions(self, count: int) -> Tensor:
+        """Conditions to draw pictures of, (count, …)."""
+
+
+class Conditions(Protocol):
+    """The conditions of a part: indexed by (B,) int64, it gives (B, …), on the CPU. A tensor is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -32,6 +53,13 @@ class LabelledImages:
     def image_shape(self) -> tuple[int, int, int]:
         _, c, h, w = self.images.shape
         return c, h, w
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def some_conditions(self, count: int) -> Tensor:
+        """Conditions to draw pictures of: the classes in turn, (count,) int64."""
+        return torch.arange(count) % self.num_classes
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images in [-1, 1] float32 (B, C, H, W) and labels (B,) int64 at ``indices`` (B,)."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from msd import config, ranks
-from msd.data.archive import LabelledImages
+from msd.data.archive import TrainingImages
 from msd.distill.dm import DmStep, Generated
 from msd.distill.losses import discriminator_loss, divergence_weights, generator_adversarial_loss, r1_penalty
 from msd.draws import BatchDraws
@@ -30,7 +30,8 @@ class AdmStep(DmStep):
     gradient's size, so that one learning rate serves all, and does not depend on how a batch is split.
 
     Args:
-        data: the training half; only images of the part are used.
+        data: the training half.
+        real: (M,) int64 which of its images belong to the part; no others are used.
         discriminator: head on a bottleneck, trained. On the fake score's, its gradient also reaches the encoder; on
             the frozen teacher's, the student's score and features come from one pass.
         others: as for ``DmStep``.
@@ -42,10 +43,11 @@ class AdmStep(DmStep):
         Watch("discriminator_loss", "below", SATURATED, "the discriminator saturates and teaches the student little"),
     )
 
-    def __init__(self, *others: Any, data: LabelledImages, discriminator: Discriminator, **named: Any) -> None:
+    def __init__(
+        self, *others: Any, data: TrainingImages, real: Tensor, discriminator: Discriminator, **named: Any
+    ) -> None:
         super().__init__(*others, **named)
-        self.data, self.discriminator = data, discriminator.requires_grad_(True)
-        self.real = data.indices_of(self.part.tolist())
+        self.data, self.real, self.discriminator = data, real, discriminator.requires_grad_(True)
         self.updaters["discriminator"] = Updater(discriminator, self.settings.discriminator)
         even = torch.zeros(1, device=self.draws.device)  # the logit of a discriminator that cannot tell
         self.mean_weight = divergence_weights(even, self.settings.divergence).squeeze()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from msd import config
+from msd.data.archive import Conditions
 from msd.diffusion.noise import add_noise
 from msd.distill.losses import Metric, dm_loss, fake_score_loss, regression_loss
 from msd.distill.pictures import PICTURE_ROWS, sampled_side_by_side
@@ -45,7 +46,7 @@ class Generated:
 
     Attributes:
         draws: its rows of the batch's draws.
-        cond: (B,) int64.
+        cond: (B, …).
         x: (B, C, H, W), without gradient.
     """
 
@@ -79,7 +80,7 @@ class DmStep(Step):
         student: the one-step generator, trained.
         teacher: frozen.
         fake_score: the denoiser of the student's own samples, trained.
-        part: (P,) int64 the conditions the student owns.
+        part: (P, …) the conditions the student owns.
         settings: losses and optimisers.
         draws: random streams.
         average: where the student's weight averages start; None: at the student.
@@ -96,7 +97,7 @@ class DmStep(Step):
         student: Backbone,
         teacher: Backbone,
         fake_score: Backbone,
-        part: Tensor,
+        part: Conditions,
         settings: config.Dm,
         draws: Draws,
         average: Backbone | None = None,
@@ -164,7 +165,7 @@ class DmStep(Step):
             learn(losses, [self.updaters[name] for name in movers], [self.teacher, *still])
 
     def _generate(self, draws: BatchDraws) -> tuple[Tensor, Tensor]:
-        """Conditions of the part (B,) and the student's images (B, C, H, W)."""
+        """Conditions of the part (B, …) and the student's images (B, C, H, W)."""
         noise = draws.normal("noise", self.student.image_shape)
         cond = draws.to_device(self.part[draws.integers("condition", 0, len(self.part))])
         return cond, self.student.generate(noise, cond)

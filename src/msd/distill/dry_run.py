@@ -53,7 +53,8 @@ def stage_footprint(
     if not isinstance(scaled, Adm):
         return run.measure(lambda: DmStep(*nets, label, scaled, run.draws, **further))
     head = run.hollow(lambda: Discriminator(*fake_score.features_shape))
-    return run.measure(lambda: AdmStep(*nets, label, scaled, run.draws, data=data, discriminator=head, **further))
+    further |= {"data": data, "real": torch.zeros(1, dtype=torch.int64), "discriminator": head}
+    return run.measure(lambda: AdmStep(*nets, label, scaled, run.draws, **further))
 
 
 def flops_per_image(settings: Training, footprint: Footprint, student: Network, teacher: Description) -> float:

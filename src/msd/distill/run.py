@@ -151,6 +151,7 @@ def run_adm(node: Node, compute: Compute, progress: Progress) -> Manifest:
             settings,
             inputs.draws(micro_batch),
             data=data,
+            real=data.indices_of(inputs.part()),
             discriminator=discriminator,
             average=inputs.network("before", "student"),
             **_regression(inputs, settings),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from msd import config
-from msd.data.archive import LabelledImages
+from msd.data.archive import TrainingImages
 from msd.diffusion.noise import add_noise, draw_sigma, high_levels
 from msd.distill.losses import tsm_loss
 from msd.distill.pictures import PICTURE_ROWS, sampled_side_by_side
@@ -28,7 +28,7 @@ class TsmStep(Step):
     """
 
     def __init__(
-        self, student: Backbone, teacher: Backbone, data: LabelledImages, settings: config.Tsm, draws: Draws
+        self, student: Backbone, teacher: Backbone, data: TrainingImages, settings: config.Tsm, draws: Draws
     ) -> None:
         self.student, self.teacher, self.data = student.eval().requires_grad_(True), teacher, data
         self.settings, self.draws, self.batch_size = settings, draws, settings.batch_size
@@ -43,7 +43,7 @@ class TsmStep(Step):
         return self.update_by(start, self._terms, still=[self.teacher])
 
     def _terms(self, draws: BatchDraws) -> Terms:
-        x, cond = self.fetch(self.data, draws.integers("data", 0, len(self.data.labels)), draws)
+        x, cond = self.fetch(self.data, draws.integers("data", 0, len(self.data)), draws)
         sigma = draw_sigma(self.settings.noise, draws, self.high_levels)
         noised = add_noise(x, sigma, draws)
         with torch.no_grad():
@@ -52,7 +52,7 @@ class TsmStep(Step):
         return {"tsm": loss}, {"loss": loss}
 
     def picture(self) -> Picture:
-        cond = torch.arange(PICTURE_ROWS) % self.teacher.num_classes
+        cond = self.data.some_conditions(PICTURE_ROWS)
         with self.emas["student"].applied():
             nets = {"teacher": self.teacher, "student": self.student}
             return sampled_side_by_side(nets, {}, self.draws, cond)

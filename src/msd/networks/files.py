@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from msd.config import Network
+from msd.config import Network, TextNetwork
 from msd.errors import ConfigError, DamagedFileError
 from msd.networks.adm import ADMUNet
+from msd.networks.backbone import Backbone
 from msd.networks.edm_pickle import read_edm_pickle
 from msd.networks.precond import PRECONDITIONINGS, Preconditioned
 from msd.networks.raw import RawNetwork
@@ -83,7 +84,7 @@ def raw_network(network: Network, image_shape: tuple[int, int, int], num_conditi
     return SongUNet(**common, **network.song.model_dump())
 
 
-def save_network(net: Preconditioned, path: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+def save_network(net: Backbone, path: Path, state: dict[str, torch.Tensor] | None = None) -> None:
     """Write weights (as they are) and architecture to one safetensors file, atomically.
 
     Args:
@@ -92,7 +93,7 @@ def save_network(net: Preconditioned, path: Path, state: dict[str, torch.Tensor]
     write_safetensors(Path(path), net.state_dict() if state is None else state, NETWORK_FORMAT, net.description)
 
 
-def load_network(path: Path | str) -> Preconditioned:
+def load_network(path: Path | str) -> Backbone:
     """Read a network: a file of ``save_network``, or EDM's ``.pkl``. Eval mode, gradients off, on the CPU.
 
     Raises:
@@ -105,7 +106,25 @@ def load_network(path: Path | str) -> Preconditioned:
         file = read_edm_pickle(path)
         return network_of(file.tensors, file.network, file.image_shape, file.num_conditions, path)
     tensors, description = read_safetensors(path, NETWORK_FORMAT)
-    return network_of(tensors, *described_network(description, path), path)
+    network, image_shape, num_conditions = described_network(description, path)
+    if isinstance(network, TextNetwork):
+        return latent_of(tensors, network, image_shape, path)
+    return network_of(tensors, network, image_shape, num_conditions, path)
+
+
+def latent_of(
+    tensors: dict[str, torch.Tensor], network: TextNetwork, image_shape: tuple[int, int, int], path: Path
+) -> Backbone:
+    """The text-conditional denoiser whose weights were read from ``path``.
+
+    Raises:
+        DamagedFileError: the weights are not those of the architecture.
+    """
+    from msd.networks.latent import build_latent  # diffusers takes seconds to import
+
+    net = build_latent(network, image_shape, seed=0)
+    fill(net, tensors, path)
+    return net.eval().requires_grad_(False)
 
 
 def network_of(
@@ -162,7 +181,9 @@ def first_few(names: list[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", …" if len(names) > count else "")
 
 
-def described_network(description: dict[str, Any], path: Path) -> tuple[Network, tuple[int, int, int], int]:
+def described_network(
+    description: dict[str, Any], path: Path
+) -> tuple[Network | TextNetwork, tuple[int, int, int], int]:
     """Architecture, image shape (C, H, W) and number of classes from the metadata of the file ``path``.
 
     Raises:
@@ -170,7 +191,8 @@ def described_network(description: dict[str, Any], path: Path) -> tuple[Network,
     """
     try:
         channels, height, width = description["image_shape"]
-        return Network.model_validate(description["network"]), (channels, height, width), description["num_conditions"]
+        kind = TextNetwork if description["network"].get("architecture") == "unet2d" else Network
+        return kind.model_validate(description["network"]), (channels, height, width), description["num_conditions"]
     except (KeyError, TypeError, ValueError) as e:
         raise DamagedFileError("A weights file describes no network.", where=str(path), why=str(e)) from None
 

@@ -15,6 +15,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from msd.config import TextNetwork
 from msd.diffusion.grids import scaled_linear_alphas
 from msd.errors import ConfigError
 from msd.networks.backbone import Backbone
@@ -78,6 +79,35 @@ class TextUNet(nn.Module):
                 **_of_text(block, text),
             )
         return unet.conv_out(unet.conv_act(unet.conv_norm_out(h))), features
+
+
+def build_latent(network: TextNetwork, image_shape: tuple[int, int, int], seed: int) -> LatentDenoiser:
+    """A freshly initialised denoiser of latents (C, h, w); its weights are a function of ``seed`` alone.
+
+    Raises:
+        ConfigError: diffusers cannot build such a UNet, or it has parts that are not supported.
+    """
+    given = network.unet | {
+        "sample_size": image_shape[-1],
+        "in_channels": image_shape[0],
+        "out_channels": image_shape[0],
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = TextUNet(given)
+        except (TypeError, ValueError, RuntimeError) as e:
+            why = str(e).split("\n")[0]
+            raise ConfigError("diffusers cannot build this UNet.", where="unet", why=why) from None
+    net = LatentDenoiser(
+        model, image_shape=image_shape, text_shape=network.text_shape, schedule=network.schedule.model_dump()
+    )
+    net.description = {
+        "network": network.model_dump(mode="json", exclude_defaults=True),
+        "image_shape": list(image_shape),
+        "num_conditions": 0,
+    }
+    return net
 
 
 def _of_text(block: nn.Module, text: Tensor) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from msd import config
-from msd.data.archive import LabelledImages
+from msd.data.archive import TrainingImages
 from msd.diffusion.noise import add_noise, draw_sigma, high_levels
 from msd.distill.losses import denoising_loss
 from msd.distill.pictures import PICTURE_ROWS, sampled_side_by_side
@@ -26,7 +26,7 @@ class TeacherStep(Step):
         draws: random streams.
     """
 
-    def __init__(self, net: Backbone, data: LabelledImages, settings: config.TeacherTraining, draws: Draws) -> None:
+    def __init__(self, net: Backbone, data: TrainingImages, settings: config.TeacherTraining, draws: Draws) -> None:
         self.net, self.data, self.settings, self.draws = net.train().requires_grad_(True), data, settings, draws
         self.batch_size = settings.batch_size
         self.updaters = {"": Updater(net, settings.optimizer)}
@@ -40,7 +40,7 @@ class TeacherStep(Step):
         return self.update_by(start, self._terms)
 
     def _terms(self, draws: BatchDraws) -> Terms:
-        x, cond = self.fetch(self.data, draws.integers("data", 0, len(self.data.labels)), draws)
+        x, cond = self.fetch(self.data, draws.integers("data", 0, len(self.data)), draws)
         if self.settings.flip:
             mirrored = draws.uniform("flip") < 0.5
             x = torch.where(mirrored.reshape(-1, 1, 1, 1), x.flip(3), x)
@@ -53,6 +53,6 @@ class TeacherStep(Step):
         return {"denoising": loss}, {"loss": loss}
 
     def picture(self) -> Picture:
-        cond = torch.arange(PICTURE_ROWS) % self.net.num_classes
+        cond = self.data.some_conditions(PICTURE_ROWS)
         with self.emas["weights"].applied():
             return sampled_side_by_side({"teacher": self.net}, {}, self.draws, cond)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from msd import config, ranks
-from msd.data.archive import LabelledImages
+from msd.data.archive import TrainingImages
 from msd.draws import BatchDraws, Draws
 from msd.training.ema import Ema
 
@@ -89,12 +89,12 @@ class Step(ABC):
         for ema in self.emas.values():
             ema.update(start + self.batch_size, self.batch_size)
 
-    def fetch(self, data: LabelledImages, indices: Tensor, draws: BatchDraws) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) in [-1, 1] and labels (B,) at ``indices`` (B,), on the run's device."""
+    def fetch(self, data: TrainingImages, indices: Tensor, draws: BatchDraws) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) and conditions (B, …) at ``indices`` (B,), on the run's device."""
         began = time.perf_counter()
-        images, labels = data.batch(indices)
+        images, cond = data.batch(indices)
         self.data_wait += time.perf_counter() - began
-        return draws.to_device(images), draws.to_device(labels)
+        return draws.to_device(images), draws.to_device(cond)
 
     def picture(self) -> Picture | None:
         """Teacher, fake score and student side by side on fixed noise, as far as the step has them."""
