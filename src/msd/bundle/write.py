@@ -87,11 +87,11 @@ def _effort(variant: VariantPlan) -> dict[str, Any]:
 
 def _teacher_effort(teacher: Manifest) -> dict[str, Any]:
     """What is known of the teacher's own training."""
-    origin = teacher.results["origin"]
+    known = {**teacher.results, **teacher.results["origin"]}  # trained here, or elsewhere with a record beside it
     return {
-        "images_per_student": origin.get("nimg"),
-        "images_total": origin.get("nimg"),
-        "training_seconds": origin.get("seconds"),
+        "images_per_student": known.get("nimg"),
+        "images_total": known.get("nimg"),
+        "training_seconds": known.get("seconds"),
     }
 
 

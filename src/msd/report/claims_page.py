@@ -186,11 +186,12 @@ def _rows(one: Claims, link: str) -> str:
         "| :-- " + "| --: " * 9 + "| :-- |",
     ]
     for row in one.rows.values():
-        each, total = row.fact("images_per_student"), row.fact("images_total")
+        images = [row.fact(key) for key in ("images_per_student", "images_total")]
+        each, total = (columns.thousands(n) if n else columns.NOTHING for n in images)
         seeds = " ".join(f"[{seed}]({link}/{m.path.name})" for seed, m in row.manifests.items())
         lines.append(
             f"| {row.name} | {row.fact('students')} | {columns.millions(row.fact('parameters_per_student'))} "
-            f"| {columns.thousands(each)} | {columns.thousands(total)} | {_spread(row.interval(row.metric))} "
+            f"| {each} | {total} | {_spread(row.interval(row.metric))} "
             f"| {row.interval('precision').mean:.3f} | {row.interval('recall').mean:.3f} "
             f"| {columns.percent(row.interval('asked_class_share').mean)} "
             f"| {columns.milliseconds(row.latency_ms) if row.latency_ms else columns.NOTHING} | {seeds} |"
