@@ -63,7 +63,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Encoded:
-        """Hidden states, pooled vectors and what was truncated, of B prompts."""
+        """Hidden states, pooled vectors and what was truncated, of B > 0 prompts."""
         tokens, mask, truncated = self._tokens(prompts)
         if self.kind == CLIP:
             hidden = self._model(input_ids=tokens).last_hidden_state
@@ -78,7 +78,7 @@ class TextEncoder:
 
         A prompt that is too long keeps its first tokens and the one of the end, as the tokenizer's own truncation does.
         """
-        ids = self._tokenizer(prompts, padding=False, truncation=False, verbose=False)["input_ids"] if prompts else []
+        ids = self._tokenizer(prompts, padding=False, truncation=False, verbose=False)["input_ids"]
         tokens = torch.full((len(prompts), self.length), self._pad)
         mask = torch.zeros_like(tokens)
         for i, row in enumerate(ids):

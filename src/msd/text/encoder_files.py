@@ -6,12 +6,13 @@ vocabulary; both are errors here.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from msd import store
 from msd.errors import ConfigError, DamagedFileError, MissingFileError, UnsafeFileError
@@ -102,22 +103,39 @@ def load(parts: Parts) -> tuple[Any, Any]:
     }
     tokenizer_class, model_class, options = kinds[parts.kind]
     try:
-        tokenizer = tokenizer_class.from_pretrained(parts.tokenizer, local_files_only=True)
-        model, report = model_class.from_pretrained(
-            parts.model,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **options,
-        )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as e:  # transformers has no other
+        with _quiet():
+            tokenizer = tokenizer_class.from_pretrained(parts.tokenizer, local_files_only=True)
+            model, report = model_class.from_pretrained(
+                parts.model,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **options,
+            )
+    except Exception as e:  # of transformers, safetensors and tokenizers, which have no common one
         raise _damaged(parts, str(e)[:300]) from None
     if report["missing_keys"]:
         raise _damaged(parts, f"the weights lack {sorted(report['missing_keys'])[0]} and perhaps more")
     if len(tokenizer) > model.config.vocab_size:
         raise _damaged(parts, f"the tokenizer has {len(tokenizer):,} tokens, the model {model.config.vocab_size:,}")
     return tokenizer, model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and tables; what matters of them is an error here."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _damaged(parts: Parts, why: str) -> DamagedFileError:

@@ -54,7 +54,7 @@ class PromptReport:
         rows: of the source.
         kept: prompts that came out.
         empty: nothing but white space; dropped.
-        not_utf8: bytes, or parts of characters, that are no UTF-8; dropped.
+        not_utf8: bytes, or parts of characters, that are no UTF-8, or NUL, as in UTF-16; dropped.
         duplicates: equal to an earlier prompt up to Unicode's composition (NFC) and the amount of white space; dropped
             unless told otherwise.
         stripped: had white space at an end; kept without.
@@ -131,15 +131,16 @@ def read_prompts(
 
 
 def _decoded(text: str | bytes | None) -> str | None:
-    """A row as text; None: it is no UTF-8. Strings of JSON and pickles may hold halves of characters."""
+    """A row as text; None: it is no UTF-8.
+
+    Strings of JSON and pickles may hold halves of characters; what holds NUL is UTF-16, read as if it were UTF-8.
+    """
     try:
-        if isinstance(text, bytes):
-            return text.decode()
-        text = text or ""
-        text.encode()
+        plain = text.decode() if isinstance(text, bytes) else text or ""
+        plain.encode()
     except UnicodeError:
         return None
-    return text
+    return None if "\0" in plain else plain
 
 
 def _key(text: str) -> bytes:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from msd import store
 from msd.errors import ConfigError
+from msd.text.encoder_files import WEIGHTS
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
@@ -71,17 +74,17 @@ def _learn_merges(captions: Iterable[str], vocabulary: int) -> list[tuple[str, s
     from tokenizers import trainers
     from transformers import CLIPTokenizer
 
-    backend = CLIPTokenizer().backend_tokenizer
+    backend, alphabet = CLIPTokenizer().backend_tokenizer, _alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        initial_alphabet=_alphabet(),
+        initial_alphabet=alphabet,
         end_of_word_suffix=WORD_END,
-        special_tokens=[START, END],
+        # named beforehand, the ends of words have fixed numbers, by which the trainer orders pairs of one frequency
+        special_tokens=[START, END, *(byte + WORD_END for byte in alphabet)],
         show_progress=False,
     )
     backend.train_from_iterator(captions, trainer)
-    merges = json.loads(backend.to_str())["model"]["merges"]
-    return [(left, right) for left, right in merges[: vocabulary - BASE]]
+    return [(left, right) for left, right in json.loads(backend.to_str())["model"]["merges"]]
 
 
 def _write_tokenizer(folder: Path, ids: dict[str, int], merges: list[tuple[str, str]], length: int) -> None:
@@ -110,4 +113,8 @@ def _write_model(folder: Path, ids: dict[str, int], length: int, width: int, lay
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CLIPTextModel(CLIPTextConfig(**settings))
-    model.save_pretrained(folder)
+    # the names that released files have
+    tensors = {f"text_model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
+    config = model.config.to_diff_dict() | {"architectures": ["CLIPTextModel"]}
+    store.write_json(folder / "config.json", config)
+    store.write_with(folder / WEIGHTS, partial(save_file, tensors, metadata={"format": "pt"}))
