@@ -97,7 +97,7 @@ def load(parts: Parts) -> tuple[Any, Any]:
     """
     import transformers  # seconds
 
-    kinds = {
+    kinds: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         CLIP: (transformers.CLIPTokenizer, transformers.CLIPTextModel, {}),
         BERT: (transformers.BertTokenizer, transformers.BertModel, {"add_pooling_layer": False}),
     }

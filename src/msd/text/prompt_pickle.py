@@ -10,7 +10,7 @@ import mmap
 import pickletools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from msd.errors import DamagedFileError, DataError, UnsafeFileError
 
@@ -32,7 +32,7 @@ def pickled_texts(path: Path) -> Iterator[str]:
     try:
         with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
             # a map cannot be made to set aside memory for a text that is longer than the file
-            yield from _texts(pickletools.genops(content), str(path))
+            yield from _texts(pickletools.genops(cast(IO[bytes], content)), str(path))
     except (ValueError, KeyError, IndexError) as e:  # what genops says of damage; a stack or memo that is not filled
         raise DamagedFileError(
             "A pickle of prompts cannot be read.",
