@@ -1,7 +1,7 @@
 """The LMDB files of DMD2 (arXiv 2405.14867): a key for each image and each label.
 
 ``images_shape`` holds "N C H W" as text, ``images_<i>_data`` the bytes of image i; ``labels_shape`` "N",
-``labels_<i>_data`` an int64.
+``labels_<i>_data`` an int64. Those of latents have ``prompts_<i>_data``, UTF-8 text, which ``msd.text`` reads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DATABASE = "data.mdb"  # the file in an LMDB folder
 
 def lmdb_rows(path: Path) -> ImageSource:
     """Images (C, H, W) uint8 and labels int64 in a folder with ``data.mdb``, or in a single file."""
-    with _open(path) as rows:
+    with open_rows(path) as rows:
         shape = rows.shape("images")
         picture_of = layout(shape, str(path))
         labels = np.full(shape[0], UNLABELLED)
@@ -36,14 +36,14 @@ def lmdb_rows(path: Path) -> ImageSource:
             labels = np.array([rows.row("labels", i, np.int64, ()) for i in range(shape[0])])
 
     def images() -> Iterator[Image.Image]:
-        with _open(path) as rows:
+        with open_rows(path) as rows:
             for i in range(shape[0]):
                 yield picture_of(rows.row("images", i, np.uint8, shape[1:]))
 
     return ImageSource(str(path), labels, images, lambda i: f"{path}: images_{i}_data")
 
 
-class _Rows:
+class Rows:
     """The rows of named arrays in one read transaction."""
 
     def __init__(self, transaction: Any, path: Path, entries: int) -> None:
@@ -71,15 +71,18 @@ class _Rows:
 
     def row(self, array: str, i: int, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
         """Row i, an array of ``shape``."""
-        key = f"{array}_{i}_data"
-        content, expected = self._get(key), math.prod(shape) * np.dtype(dtype).itemsize
+        content, expected = self.content(array, i), math.prod(shape) * np.dtype(dtype).itemsize
         if len(content) != expected:
             raise DamagedFileError(
                 "A row of an LMDB file has a wrong length.",
-                where=f"{self.path}: {key}",
+                where=f"{self.path}: {array}_{i}_data",
                 why=f"{len(content)} bytes, expected {expected}",
             )
         return np.frombuffer(content, dtype).reshape(shape)
+
+    def content(self, array: str, i: int) -> bytes:
+        """The bytes of row i."""
+        return self._get(f"{array}_{i}_data")
 
     def _get(self, key: str) -> bytes:
         content = self.transaction.get(key.encode())
@@ -89,7 +92,8 @@ class _Rows:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[_Rows]:
+def open_rows(path: Path) -> Iterator[Rows]:
+    """A folder with ``data.mdb``, or a single file, open for reading."""
     try:
         # LMDB maps the file; reading behind the end of a cut one would kill the process
         with lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False) as environment:
@@ -101,6 +105,6 @@ def _open(path: Path) -> Iterator[_Rows]:
                     "An LMDB file ends early.", where=str(path), why=f"{size:,} bytes, {used:,} are in use"
                 )
             with environment.begin() as transaction:
-                yield _Rows(transaction, path, stat["entries"])
+                yield Rows(transaction, path, stat["entries"])
     except (lmdb.Error, OSError) as e:
         raise DamagedFileError("An LMDB file cannot be read.", where=str(path), why=str(e)) from None
