@@ -124,8 +124,7 @@ def _quadrants(embeddings: NDArray[Any], students: int, where: str) -> Tensors:
     for component in scores.T:
         halves = []
         for rows in members:
-            values = np.sort(component[rows])
-            threshold = (values[(len(rows) - 1) // 2] + values[len(rows) // 2]) / 2
+            threshold = _between(component[rows], len(rows) // 2)
             thresholds.append(threshold)
             halves += [rows[component[rows] <= threshold], rows[component[rows] > threshold]]
         members = halves
@@ -154,9 +153,9 @@ def _kmeans(embeddings: NDArray[Any], students: int, spec: BalancedKmeans) -> Te
     rng = np.random.RandomState(spec.seed)
     starts = [kmeans_plusplus(rows, students, random_state=rng)[0] for _ in range(RESTARTS)]
     centres = mean + min((_lloyd(rows, start) for start in starts), key=lambda found: found[0])[1]
-    cost = np.concatenate([_cost(block, centres.astype(np.float64)) for block in _blocks(embeddings)])
-    offsets = balancing_offsets(cost, np.zeros(students), max(1, len(cost) // 5000), SWEEPS)
-    owners = (cost + offsets).argmin(axis=1)
+    cost = np.hstack([_cost(block, centres.astype(np.float64)) for block in _blocks(embeddings)])
+    offsets = balancing_offsets(cost, np.zeros(students), max(1, len(embeddings) // 5000), SWEEPS)
+    owners = (cost + offsets[:, None]).argmin(axis=0)
     order = np.argsort([np.flatnonzero(owners == k)[:1].sum() for k in range(students)], kind="stable")
     return {"centres": centres[order], "offsets": offsets[order]}
 
@@ -168,10 +167,10 @@ def _lloyd(rows: NDArray[np.float32], centres: NDArray[np.float32]) -> tuple[flo
     for _ in range(ITERATIONS):
         cost = _cost(rows, centres)
         offsets = balancing_offsets(cost, offsets, max(1, len(rows) // 1000), 3)
-        owners = (cost + offsets).argmin(axis=1)
+        owners = (cost + offsets[:, None]).argmin(axis=0)
         parts = np.equal.outer(np.arange(len(centres)), owners).astype(np.float32)
         centres = (parts @ rows) / np.maximum(parts.sum(axis=1, keepdims=True), 1)
-        now = common + float(np.take_along_axis(cost, owners[:, None], axis=1).mean(dtype=np.float64))
+        now = common + float(np.take_along_axis(cost, owners[None], axis=0).mean(dtype=np.float64))
         if before - now <= SETTLED * now:
             break
         before = now
@@ -179,37 +178,46 @@ def _lloyd(rows: NDArray[np.float32], centres: NDArray[np.float32]) -> tuple[flo
 
 
 def _cost(rows: NDArray[Any], centres: NDArray[Any]) -> NDArray[Any]:
-    """Squared distances of rows (N, P) to centres (K, P), less ‖row‖², which all have in common: (N, K)."""
-    return (centres**2).sum(axis=1) - 2 * (rows @ centres.T)
+    """Squared distances of rows (N, P) to centres (K, P), less ‖row‖², which all have in common: (K, N)."""
+    return (centres**2).sum(axis=1)[:, None] - 2 * np.ascontiguousarray((rows @ centres.T).T)
 
 
 def balancing_offsets(
     cost: NDArray[Any], offsets: NDArray[np.float64], tolerance: int, sweeps: int
 ) -> NDArray[np.float64]:
-    """Offsets o (K,) with which argmin_k (cost_ik + o_k) gives parts of equal size.
+    """Offsets o (K,) with which argmin_k (cost_ki + o_k) gives parts of equal size.
 
     They are the dual variables of the optimal transport of rows to equal capacities. Each is maximised over in turn,
     the others held, which puts exactly its share of the rows below their next best.
 
     Args:
-        cost: (N, K).
+        cost: (K, N).
         offsets: where to start from.
         tolerance: largest minus smallest part, in rows, that is good enough.
         sweeps: over all offsets, at most; the best are returned.
     """
-    students = cost.shape[1]
-    places = np.diff(np.arange(students + 1) * len(cost) // students)
+    students = len(cost)
+    places = np.diff(np.arange(students + 1) * cost.shape[1] // students)
     best, found = offsets, np.inf
     for _ in range(sweeps + 1):
-        sizes = np.bincount((cost + offsets).argmin(axis=1), minlength=students)
+        shifted = cost + offsets[:, None]
+        sizes = np.bincount(shifted.argmin(axis=0), minlength=students)
         if (unequal := sizes.max() - sizes.min()) < found:
             best, found = offsets, unequal
         if found <= tolerance:
             break
+        later = np.minimum.accumulate(shifted[::-1])[::-1]  # row k: the least of k and those after it
+        earlier = np.full(cost.shape[1], np.inf)
         offsets = offsets.copy()
         for k in range(students):
-            others = cost + offsets
-            others[:, k] = np.inf
-            gain = np.sort(others.min(axis=1) - cost[:, k])[::-1]
-            offsets[k] = (gain[places[k] - 1] + gain[places[k]]) / 2
+            others = np.minimum(earlier, later[k + 1]) if k + 1 < students else earlier
+            offsets[k] = _between(others - cost[k], cost.shape[1] - places[k])
+            earlier = np.minimum(earlier, cost[k] + offsets[k])
     return best - best.mean()
+
+
+def _between(values: NDArray[Any], below: int) -> float:
+    """A threshold with ``below`` of the values (n,) below it and the others above, half-way between neighbours."""
+    if not 0 < below < len(values):
+        return float(values[:1].sum())
+    return float(np.partition(values, [below - 1, below])[below - 1 : below + 1].mean())

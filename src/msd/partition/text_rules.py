@@ -1,8 +1,8 @@
 """Rules that say which student owns a prompt: of its embedding, or of its text.
 
 The owner of an embedding does not depend on the batch that it comes in. A matrix product rounds differently in another
-batch, so it decides only where its error bound leaves no doubt; elsewhere correctly rounded sums do. Nothing is fitted
-here.
+batch, so it decides only where its error bound leaves no doubt: in float32, else in float64. What is still open, which
+is what lies on the border of two parts, is decided by correctly rounded sums. Nothing is fitted here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from msd.errors import DataError
 
+PRECISIONS: tuple[type[np.floating[Any]], ...] = (np.float32, np.float64)
 BLOCK = 512  # embeddings at once: they stay in a core's cache
 
 
@@ -26,15 +27,14 @@ class EmbeddingRule:
     Args:
         weights: (M, P) of the scores.
         bias: (M,).
+        largest: absolute value of what is added to the scores or compared with them.
     """
 
-    def __init__(self, weights: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
+    def __init__(self, weights: NDArray[np.float64], bias: NDArray[np.float64], largest: float) -> None:
         self.weights, self.bias = weights, bias
-        self._fast, self._bias = weights.T.astype(np.float32), bias[:, None]
-        norms = np.sqrt((weights**2).sum(1))
-        # twice the error bound of a dot product of P rounded float32 terms, for an embedding of length 1
-        self._slack = np.float32(2 * (weights.shape[1] + 8) * 2.0**-24 * norms.max(initial=0.0))
-        self._least = np.float32(2.0**-48 * np.abs(bias).max(initial=0.0) + np.finfo(np.float32).tiny)
+        self._least = 2.0**-48 * largest  # what adding and comparing in float64 can do to a margin
+        self._longest = float(np.sqrt((weights**2).sum(axis=1)).max(initial=0.0))
+        self._transposed = {dtype: np.ascontiguousarray(weights.T, dtype=dtype) for dtype in PRECISIONS}
 
     def decide(self, scores: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Scores (M, B) → owners (B,), and by how much two scores must move against each other to change them (B,)."""
@@ -57,13 +57,27 @@ class EmbeddingRule:
     def _block(self, embeddings: NDArray[Any], first: int) -> NDArray[np.int64]:
         """Owners (B,) of embeddings (B, P), of which the first is number ``first``."""
         rows = np.asarray(embeddings, dtype=np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is decided without float32
-            owners, margins = self.decide((rows @ self._fast).T + self._bias)
-            certain = margins > self._slack * np.sqrt(np.einsum("bp,bp->b", rows, rows)) + self._least
-        if not certain.all():
-            for i in np.flatnonzero(~certain):
-                owners[i] = self._exactly(rows[i], first + int(i))
+        owners = np.empty(len(rows), dtype=np.int64)
+        doubtful = np.arange(len(rows))
+        for dtype in PRECISIONS:
+            some = rows if len(doubtful) == len(rows) else rows[doubtful]
+            owners[doubtful], certain = self._by_product(some.astype(dtype, copy=False))
+            if certain.all():
+                return owners
+            doubtful = doubtful[~certain]
+        for i in doubtful:
+            owners[i] = self._exactly(rows[i], first + int(i))
         return owners
+
+    def _by_product(self, rows: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Owners (B,) of rows (B, P) by a matrix product in their precision, and where rounding cannot matter (B,)."""
+        precision = np.finfo(rows.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is in doubt
+            owners, margins = self.decide((rows @ self._transposed[rows.dtype.type]).T + self.bias[:, None])
+            lengths = np.sqrt(np.einsum("bp,bp->b", rows, rows))
+            # twice the bound of a dot product's error, whatever the order of its sum
+            slack = (rows.shape[1] + 8) * float(precision.eps) * self._longest * lengths
+            return owners, margins > slack + self._least + float(precision.tiny)
 
     def _exactly(self, row: NDArray[np.float32], number: int) -> int:
         """The owner of an embedding (P,) by correctly rounded sums."""
@@ -74,7 +88,7 @@ class EmbeddingRule:
                 todo="Look at that prompt, and at the precision in which the text encoder runs.",
             )
         sums = [math.fsum(terms) for terms in (row.astype(np.float64) * self.weights).tolist()]
-        owners, _margins = self.decide(np.array(sums)[:, None] + self._bias)
+        owners, _margins = self.decide(np.array(sums)[:, None] + self.bias[:, None])
         return int(owners[0])
 
 
@@ -90,7 +104,8 @@ class Nearest(EmbeddingRule):
         exact = centres.astype(np.float64)
         squares = np.array([math.fsum(row) for row in (exact**2).tolist()])
         # what all students have in common, ‖e‖² and the centres' mean, is left out
-        super().__init__(2 * (exact.mean(axis=0) - exact), squares + offsets)
+        bias = squares + offsets
+        super().__init__(2 * (exact.mean(axis=0) - exact), bias, float(np.abs(bias).max()))
 
     def decide(self, scores: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         owners = scores.argmin(axis=0)
@@ -109,9 +124,9 @@ class Halvings(EmbeddingRule):
     """
 
     def __init__(self, directions: NDArray[np.float32], thresholds: NDArray[np.float64]) -> None:
-        super().__init__(directions.astype(np.float64), np.zeros(len(directions)))
+        largest = float(np.abs(thresholds).max(initial=0.0))
+        super().__init__(directions.astype(np.float64), np.zeros(len(directions)), largest)
         self.thresholds = thresholds
-        self._least = np.float32(self._least + 2.0**-48 * np.abs(thresholds).max(initial=0.0))
 
     def decide(self, scores: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         node = np.zeros(scores.shape[1], dtype=np.int64)
