@@ -27,7 +27,10 @@ SWEEPS = 100
 def fit_router(
     embeddings: NDArray[Any] | None, spec: TextPartitionSpec, students: int, prompts: Sequence[str] = ()
 ) -> TextRouter:
-    """A router whose parts of the given prompts are equally large, to a prompt where no two embeddings are equal.
+    """A router whose parts of the given prompts are equally large, unless many embeddings are equal.
+
+    Quadrants and, of less than 10,000 prompts, kmeans are balanced to a prompt; kmeans of more to 0.02 percentage
+    points. Hash is as even as chance.
 
     Args:
         embeddings: (N, P) of the training prompts; kind hash does without.

@@ -47,7 +47,7 @@ def describe_parts(
             "size": balance["sizes"][k],
             "share": balance["shares"][k],
             "within_part_distance": _distance(rows, [members[k]]),
-            "examples": _nearest_to_mean(rows[members[k]], [prompts[i] for i in members[k]], examples),
+            "examples": _nearest_to_mean(rows[members[k]], [prompts[i] for i in members[k].tolist()], examples),
             "terms": words[k],
         }
         for k in range(router.students)
@@ -85,11 +85,12 @@ def stability(
 
     if isinstance(spec, Quadrants):
         return {"seeds": list(seeds), "mean": 1.0, "min": 1.0}
+    if isinstance(spec, Hashed):
+        embeddings = None
     owners = []
     for seed in seeds:
         router = fit_router(embeddings, spec.model_copy(update={"seed": seed}), students, prompts)
-        by_text = isinstance(spec, Hashed) or embeddings is None
-        owners.append(router(None, prompts) if by_text else router.by_embedding(embeddings))
+        owners.append(router(None, prompts) if embeddings is None else router.by_embedding(embeddings))
     pairs = [float(adjusted_rand_score(one, other)) for one, other in combinations(owners, 2)]
     return {"seeds": list(seeds), "mean": float(np.mean(pairs)), "min": min(pairs)}
 
