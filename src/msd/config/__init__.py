@@ -49,6 +49,7 @@ from msd.config.sources import (
     TeacherTrainSource,
     UrlSource,
 )
+from msd.config.text_partition import BalancedKmeans, Hashed, Quadrants, TextPartitionSpec
 from msd.config.toy import Pinwheel, Toy, ToyMap, ToyMeasure, ToyStart
 from msd.config.training import NoiseDistribution, Optimizer, Sampler, TeacherSampler, TeacherTraining, Training
 
@@ -57,6 +58,7 @@ __all__ = [
     "WITHOUT_PATH",
     "Adm",
     "BalancedKMeans",
+    "BalancedKmeans",
     "Breakdown",
     "Captions",
     "Claim",
@@ -74,6 +76,7 @@ __all__ = [
     "Explicit",
     "FeatureSource",
     "FileSource",
+    "Hashed",
     "HubSource",
     "InceptionSource",
     "KnownSource",
@@ -84,6 +87,7 @@ __all__ = [
     "PartitionSpec",
     "Pinwheel",
     "Protocol",
+    "Quadrants",
     "Random",
     "Recipe",
     "Reference",
@@ -103,6 +107,7 @@ __all__ = [
     "TeacherTraining",
     "TeacherVariant",
     "TextNetwork",
+    "TextPartitionSpec",
     "TorchScriptSource",
     "Toy",
     "ToyMap",

@@ -1,0 +1,32 @@
+"""How prompts are split among students: by their embedding, or, as a control, by their text alone."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+from msd.config.base import Section
+
+
+class Quadrants(Section):
+    """Halves of the first principal component of the embeddings, each halved again along the second."""
+
+    kind: Literal["quadrants"] = "quadrants"
+
+
+class BalancedKmeans(Section):
+    """Balanced k-means over the prompts' embeddings."""
+
+    kind: Literal["kmeans"]
+    seed: int = 0
+
+
+class Hashed(Section):
+    """By a hash of the prompt's text: parts that are alike, which shows what the others' meaning is worth."""
+
+    kind: Literal["hash"]
+    seed: int = 0
+
+
+TextPartitionSpec: TypeAlias = Annotated[Quadrants | BalancedKmeans | Hashed, Field(discriminator="kind")]
