@@ -11,11 +11,11 @@ import time
 
 import numpy as np
 
-from msd.config import BalancedKmeans, Hashed, Quadrants, TextPartitionSpec
+from msd.config import TextKMeans, Hashed, Quadrants, TextPartitionSpec
 from msd.partition.text_fit import fit_router
 from msd.partition.text_router import TextRouter
 
-KINDS: list[TextPartitionSpec] = [Quadrants(), BalancedKmeans(kind="kmeans"), Hashed(kind="hash")]
+KINDS: list[TextPartitionSpec] = [Quadrants(), TextKMeans(kind="text-kmeans"), Hashed(kind="hash")]
 FITTED_ON, ROUNDS, PER_ROUND = 4096, 20, 16_384
 
 

@@ -8,89 +8,26 @@ need the same student name the same node. Never imports torch.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from msd.config import TEACHER, Experiment, Section, StudentVariant, TeacherVariant, WeightsVariant
+from msd.config import (
+    TEACHER,
+    TEXT_PARTITIONS,
+    Experiment,
+    Section,
+    StudentVariant,
+    TeacherVariant,
+    Text,
+    TinyComponents,
+    WeightsVariant,
+)
 from msd.errors import ConfigError
-from msd.store import digest
+from msd.nodes import Node, StudentPlan, TextPlan, VariantPlan
 
+__all__ = ["Node", "Plan", "StudentPlan", "VariantPlan"]
 RESULTS = Path("results")
-DIGEST_LENGTH = 8
-
-
-@dataclass(frozen=True)
-class Node:
-    """One piece of work, done by one call of ``msd``.
-
-    Attributes:
-        kind: the stage, and the name of its rule and subcommand.
-        group: folder under the experiment's results.
-        name: readable part of the folder's name.
-        settings: everything that decides its outcome, apart from its inputs.
-        inputs: role → node before it.
-        root: folder of the experiment's results.
-        label: what a person calls it.
-    """
-
-    kind: str
-    group: str
-    name: str
-    settings: dict[str, Any]
-    inputs: dict[str, Node]
-    root: Path
-    label: str = field(compare=False, default="")
-
-    @cached_property
-    def digest(self) -> str:
-        """Of the settings and, through their digests, of all that comes before."""
-        before = {role: node.digest for role, node in self.inputs.items()}
-        return digest({"kind": self.kind, "settings": self.settings, "inputs": before}, DIGEST_LENGTH)
-
-    @property
-    def images(self) -> int:
-        """How many it trains on; 0 if it trains nothing."""
-        settings = self.settings.get("recipe") or self.settings.get("training") or {}
-        return settings.get("images", 0)
-
-    @property
-    def manifest(self) -> Path:
-        """The declared output: proof that the work is complete."""
-        return self.root / self.group / f"{self.name}-{self.digest}" / "manifest.json"
-
-    @property
-    def input_paths(self) -> dict[str, Path]:
-        """Role → manifest of each input."""
-        return {role: node.manifest for role, node in self.inputs.items()}
-
-
-@dataclass(frozen=True)
-class StudentPlan:
-    """The chain of one student.
-
-    Attributes:
-        stages: its training nodes in order, the shared tsm among them where there is one.
-    """
-
-    stages: list[Node]
-
-    @property
-    def last(self) -> Node:
-        return self.stages[-1]
-
-
-@dataclass(frozen=True)
-class VariantPlan:
-    """What one row of the table needs."""
-
-    name: str
-    partition: Node | None
-    students: list[StudentPlan]
-    bundle: Node
-    evaluation: Node
-    breakdown: Node | None
 
 
 class Plan:
@@ -111,13 +48,17 @@ class Plan:
         self.seed = experiment.seed + replicate
         self.root = results / experiment.experiment
         self.data = self._node("data", "data", experiment.data.source, _dump(experiment.data), {}, "data")
-        self.teacher = self._sourced("teacher", "teacher", experiment.teacher)
+        self.text = self._text(experiment.text) if experiment.text else None
+        self.teacher = self._sourced("teacher", "teacher", experiment.teacher, self.trained_on)
         protocol = experiment.evaluation.protocol
-        self.features = self._sourced("classifier", "features", protocol.features)
+        images = {"data": self.data}
+        self.features = self._sourced("classifier", "features", protocol.features, images)
         self.second = (
-            self._sourced("classifier", "second-features", protocol.second.features) if protocol.second else None
+            self._sourced("classifier", "second-features", protocol.second.features, images)
+            if protocol.second
+            else None
         )
-        self.judge = self._sourced("classifier", "judge", experiment.evaluation.judge)
+        self.judge = self._sourced("classifier", "judge", experiment.evaluation.judge, images)
         self.variants = {name: self._variant(name) for name in experiment.variants}
         measure = {"protocol": _dump(protocol)}
         self.floor = self._node("floor", "evaluation", "real-data", measure, self._judges(), "metric floor")
@@ -267,13 +208,29 @@ class Plan:
     ) -> Node:
         return Node(kind, group, name, settings, inputs, self.root, label)
 
-    def _sourced(self, kind: str, name: str, source: Section) -> Node:
-        """A network that is fetched, or trained on the data."""
+    def _sourced(self, kind: str, name: str, source: Section, data: dict[str, Node]) -> Node:
+        """A network that is fetched, or trained on the data; one of text is fetched with what is around it."""
         settings = {"role": name, **_dump(source)}
         trained = settings["source"] == "train"
         if trained:
             settings["seed"] = self.experiment.seed
-        return self._node(kind, "networks", name, settings, {"data": self.data} if trained else {}, name)
+            settings |= {"prompt_dropout": self.text.dropout} if self.text and kind == "teacher" else {}
+        return self._node(kind, "networks", name, settings, data if trained else {}, name)
+
+    def _text(self, text: Text) -> TextPlan:
+        """Captions, the frozen parts around the denoiser, and what they make of captions and images."""
+        captions = self._node("captions", "data", "captions", _dump(text.captions), {"data": self.data}, "captions")
+        inputs = {"captions": captions}
+        if isinstance(text.components, TinyComponents):
+            settings, name = _dump(text.components.autoencoder), "autoencoder"
+            inputs[name] = self._node(name, "networks", name, settings, {"data": self.data}, name)
+        settings = _dump(text.components, exclude={"autoencoder"})
+        around = self._node("components", "networks", "components", settings, inputs, "components")
+        made = {"captions": captions, "components": around}
+        pooling = {"pooling": text.pooling}
+        embeddings = self._node("embeddings", "data", "embeddings", pooling, made, "embeddings")
+        latents = self._node("latents", "data", "latents", {}, made, "latents")
+        return TextPlan(captions, around, embeddings, latents, text.prompt_dropout)
 
     def _toy(self, kind: str, name: str, without: set[str]) -> Node | None:
         """What the 2-D toy makes; the map is a target of its own, no part of the report."""
@@ -282,9 +239,19 @@ class Plan:
             return None
         return self._node(kind, "toy", name, _dump(toy, exclude=without), {}, f"toy {name}")
 
+    @property
+    def trained_on(self) -> dict[str, Node]:
+        """What teacher and students see: images with classes, or latents with the states of their captions."""
+        return {"data": self.text.latents, "embeddings": self.text.embeddings} if self.text else {"data": self.data}
+
+    @property
+    def measured_on(self) -> Node:
+        """The real images, labelled by their conditions."""
+        return self.text.captions if self.text else self.data
+
     def _judges(self) -> dict[str, Node]:
         second = {"second-features": self.second} if self.second else {}
-        return {"data": self.data, "features": self.features, **second, "judge": self.judge}
+        return {"data": self.measured_on, "features": self.features, **second, "judge": self.judge}
 
     def _variant(self, name: str) -> VariantPlan:
         variant = self.experiment.variants[name]
@@ -301,6 +268,9 @@ class Plan:
             students = [self._student(name, variant, partition, k) for k in range(variant.students)]
             inputs = {"partition": partition} | {f"student-{k}": s.last for k, s in enumerate(students)}
             settings |= {} if protocol.ema is None else {"ema": protocol.ema}
+        if self.text:
+            inputs |= {"components": self.text.components, "captions": self.text.captions}
+            settings |= self.text.embeddings.settings
         bundle = self._node("bundle", "bundles", name, settings, inputs, f"{name} bundle{self._which_seed}")
         evaluation = self._node(
             "evaluate",
@@ -328,7 +298,10 @@ class Plan:
         spec = _dump(variant.partition)
         if "seed" in spec:
             spec["seed"] += self.seed - self.experiment.seed
-        inputs = {"data": self.data} | ({"teacher": self.teacher} if spec["kind"] == "kmeans" else {})
+        inputs = {"data": self.measured_on} | ({"teacher": self.teacher} if spec["kind"] == "kmeans" else {})
+        if spec["kind"] in TEXT_PARTITIONS:
+            assert self.text is not None  # the configuration sees to it
+            inputs["embeddings"] = self.text.embeddings
         name = f"{spec['kind']}-{variant.students}"
         return self._node("partition", "partition", name, {"students": variant.students, **spec}, inputs, name)
 
@@ -339,14 +312,14 @@ class Plan:
         stages: list[Node] = []
         if network is not None:
             settings = {**common, "recipe": _dump(recipe.tsm)}
-            inputs = {"data": self.data, "teacher": self.teacher}
+            inputs = {**self.trained_on, "teacher": self.teacher}
             stages.append(
                 self._node("tsm", "train", "tsm", settings, inputs, f"{variant.network} tsm{self._which_seed}")
             )
         for stage in variant.stages:
             section = getattr(recipe, stage)
             section = section.model_copy(update={"images": round(section.images * variant.images)})
-            inputs = {"data": self.data, "teacher": self.teacher, "partition": partition}
+            inputs = {**self.trained_on, "teacher": self.teacher, "partition": partition}
             if section.regression is not None:
                 inputs["pairs"] = self._pairs(section.regression)
             if stages:

@@ -105,7 +105,7 @@ def test_the_diagonal_is_the_routed_evaluation(
         return distance(mine, others, extractor)
 
     shown = shown_classes(torch.from_numpy(routed), load_classifier(JUDGE))
-    _, per_class = asked_class_share(shown, asked, 10)
+    _, per_class = asked_class_share(shown, asked, np.arange(10))
     for k, part in enumerate(made.results["parts"]):
         assert part["classes"] == PARTS[k]
         assert part["images"] == 20 * len(PARTS[k])

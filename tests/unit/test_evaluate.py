@@ -73,7 +73,7 @@ def distances(ruler: Ruler, images: np.ndarray, reference: np.ndarray) -> dict[s
 
 
 def shares(images: np.ndarray, asked: np.ndarray) -> tuple[float, list[float]]:
-    return asked_class_share(shown_classes(torch.from_numpy(images), load_classifier(JUDGE)), asked, 10)
+    return asked_class_share(shown_classes(torch.from_numpy(images), load_classifier(JUDGE)), asked, np.arange(10))
 
 
 def noise(count: int) -> torch.Tensor:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from sentences import captions, embed, encode, encoder_folder
 
-from msd.config import BalancedKmeans, Hashed, Quadrants, TextPartitionSpec
+from msd.config import Hashed, Quadrants, TextKMeans, TextPartitionSpec
 from msd.partition.build import within_part_distance
 from msd.partition.text_fit import balance_of, fit_router
 from msd.partition.text_report import describe_parts, stability
 from msd.partition.text_router import TextRouter
 
-QUADRANTS, KMEANS, HASH = Quadrants(), BalancedKmeans(kind="kmeans"), Hashed(kind="hash")
+QUADRANTS, KMEANS, HASH = Quadrants(), TextKMeans(kind="text-kmeans"), Hashed(kind="hash")
 MEANT = [QUADRANTS, KMEANS]  # the kinds that look at the meaning
 ON_TRAINING, ON_HELD_OUT = 1.0, 3.0  # largest minus smallest part, percentage points
 WORDS = [["giraffe", "zebra"], ["pizza", "plate"], ["train", "street"]]

@@ -16,14 +16,14 @@ from safetensors.numpy import save_file
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from msd.config import BalancedKmeans, Hashed, Quadrants, TextPartitionSpec
+from msd.config import Hashed, Quadrants, TextKMeans, TextPartitionSpec
 from msd.errors import DamagedFileError, DataError, MissingFileError, PartitionError
 from msd.partition import text_fit
 from msd.partition.text_fit import balance_of, fit_router
 from msd.partition.text_router import SPEC, TextRouter
 from msd.store import digest, read_json, sha256_file
 
-QUADRANTS, KMEANS, HASH = Quadrants(), BalancedKmeans(kind="kmeans"), Hashed(kind="hash")
+QUADRANTS, KMEANS, HASH = Quadrants(), TextKMeans(kind="text-kmeans"), Hashed(kind="hash")
 ODD = ["", " ", "a" * 200_000, "\0\x1b[31m\r\n", "\ud800 half a pair", "🦒" * 50, "\u202egnp.exe", "ﬁ ŉ İ ß", "猫"]
 
 
@@ -89,7 +89,7 @@ def test_kmeans_recovers_planted_clusters_in_canonical_order() -> None:
     first = [owner.tolist().index(k) for k in range(3)]
     expected = np.argsort(np.argsort(first))[owner]
     for seed in range(4):
-        router = fit_router(embeddings, BalancedKmeans(kind="kmeans", seed=seed), 3)
+        router = fit_router(embeddings, TextKMeans(kind="text-kmeans", seed=seed), 3)
         assert (router.by_embedding(embeddings) == expected).all()
 
 
@@ -163,7 +163,7 @@ def exact_owner(router: TextRouter, row: np.ndarray) -> int:
     """By fractions, without any rounding after the tensors."""
     tensors = {name: [[Fraction(float(x)) for x in r] for r in np.atleast_2d(t)] for name, t in router.tensors.items()}
     embedding = [Fraction(float(x)) for x in row]
-    if router.spec.kind == "kmeans":
+    if router.spec.kind == "text-kmeans":
         (offsets,) = tensors["offsets"]
         squares = [sum((e - c) ** 2 for e, c in zip(embedding, centre, strict=True)) for centre in tensors["centres"]]
         costs = [square + offset for square, offset in zip(squares, offsets, strict=True)]
@@ -274,7 +274,7 @@ def routers() -> dict[str, TextRouter]:
     return {spec.kind: fit_router(embeddings_of(400), spec, 4, prompts_of(400)) for spec in specs}
 
 
-@pytest.mark.parametrize("kind", ["quadrants", "kmeans", "hash"])
+@pytest.mark.parametrize("kind", ["quadrants", "text-kmeans", "hash"])
 def test_a_saved_router_is_the_same(kind: str, tmp_path: Path) -> None:
     router = routers()[kind]
     router.save(tmp_path / "one")
@@ -296,7 +296,7 @@ def test_a_saved_router_is_the_same(kind: str, tmp_path: Path) -> None:
     assert sum(written["balance"]["sizes"]) == 400
 
 
-@pytest.mark.parametrize("kind", ["quadrants", "kmeans", "hash"])
+@pytest.mark.parametrize("kind", ["quadrants", "text-kmeans", "hash"])
 def test_every_changed_byte_is_noticed(kind: str, tmp_path: Path) -> None:
     routers()[kind].save(tmp_path)
     for name in ("router.json", "router.safetensors"):
@@ -336,7 +336,7 @@ def sign(folder: Path, **changed: Any) -> None:
     ],
 )
 def test_a_foreign_description_is_refused(changed: dict[str, Any], why: str, tmp_path: Path) -> None:
-    routers()["kmeans"].save(tmp_path)
+    routers()["text-kmeans"].save(tmp_path)
     sign(tmp_path, **changed)
     with pytest.raises(DamagedFileError) as refused:
         TextRouter.load(tmp_path)
@@ -345,14 +345,14 @@ def test_a_foreign_description_is_refused(changed: dict[str, Any], why: str, tmp
 
 @pytest.mark.parametrize("text", ["[]", "null", "{}", "7", '{"format": "msd-text-router", "schema": 1}'])
 def test_a_file_of_something_else_is_refused(text: str, tmp_path: Path) -> None:
-    routers()["kmeans"].save(tmp_path)
+    routers()["text-kmeans"].save(tmp_path)
     (tmp_path / "router.json").write_text(text)
     with pytest.raises(DamagedFileError, match="not a router of prompts"):
         TextRouter.load(tmp_path)
 
 
 def test_tensors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    router = routers()["kmeans"]
+    router = routers()["text-kmeans"]
     router.save(tmp_path)
     save_file({**router.tensors, "offsets": np.array([0, 0, np.nan, 0])}, tmp_path / "router.safetensors")
     sign(tmp_path)
@@ -362,7 +362,7 @@ def test_tensors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 
 def test_files_of_two_routers_do_not_load_together(tmp_path: Path) -> None:
-    routers()["kmeans"].save(tmp_path)
+    routers()["text-kmeans"].save(tmp_path)
     old = (tmp_path / "router.json").read_bytes()
     fit_router(embeddings_of(400, seed=2), KMEANS, 4).save(tmp_path)
     (tmp_path / "router.json").write_bytes(old)  # as if killed between the two
@@ -375,7 +375,7 @@ def test_files_of_two_routers_do_not_load_together(tmp_path: Path) -> None:
 
 
 def test_settings() -> None:
-    assert SPEC.validate_python({"kind": "kmeans"}) == KMEANS
+    assert SPEC.validate_python({"kind": "text-kmeans"}) == KMEANS
     assert SPEC.validate_python({"kind": "hash", "seed": 3}) == Hashed(kind="hash", seed=3)
     for wrong in ({"kind": "quadrants", "seed": 1}, {"kind": "random"}, {"kind": "hash", "seed": "x"}):
         with pytest.raises(ValidationError):

@@ -47,11 +47,17 @@ class Bundle:
 
     @property
     def num_classes(self) -> int:
+        """Conditions that it can be asked for by number."""
         return self.networks[0].num_classes
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def noise_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the noise that an image begins with."""
         return self.networks[0].image_shape
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.noise_shape
 
     def to(self, device: torch.device) -> Bundle:
         """Move the networks."""
@@ -61,12 +67,12 @@ class Bundle:
 
     @torch.no_grad()
     def generate(self, noise: Tensor, cond: Tensor, churn: NoiseSource | None = None) -> Tensor:
-        """Unit noise (B, C, H, W) and conditions (B,) → images (B, C, H, W), each by the owner of its condition.
+        """Unit noise (B, …) and conditions (B,) → images (B, C, H, W), each by the owner of its condition.
 
         Args:
             churn: for a teacher with a stochastic sampler, see ``sample_teacher``.
         """
-        images = torch.empty_like(noise)
+        images = noise.new_empty(len(noise), *self.image_shape)
         owner = self.router(cond)
         for k in owner.unique().tolist():
             mine = owner == k

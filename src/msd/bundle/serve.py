@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from msd.bundle.bundle import Bundle
+from msd.bundle.text import open_bundle
 from msd.data.archive import to_uint8
 from msd.draws import noise_of_images
 
@@ -24,7 +24,7 @@ class Drawer:
     """
 
     def __init__(self, folder: str) -> None:
-        self.bundle = Bundle(folder)
+        self.bundle = open_bundle(folder)
 
     def predict(self, conditions: NDArray[np.int64], params: dict[str, Any] | None = None) -> NDArray[np.uint8]:
         """One image for each condition, by the student that owns it; the same as ``msd sample`` draws.
@@ -40,7 +40,7 @@ class Drawer:
             ConfigError: a class that does not exist.
         """
         cond = torch.tensor(conditions)
-        noise = noise_of_images((params or {}).get("seed", 0), 0, len(cond), self.bundle.image_shape)
+        noise = noise_of_images((params or {}).get("seed", 0), 0, len(cond), self.bundle.noise_shape)
         return to_uint8(self.bundle.generate(noise, cond)).numpy()
 
 

@@ -21,8 +21,8 @@ def write_bundle(variant: VariantPlan, out: Path) -> Manifest:
     files: dict[str, Path] = {}
     results: dict[str, Any]
 
-    def take(name: str, source: Path) -> None:
-        files[name] = out / f"{name}{source.suffix}"
+    def take(name: str, source: Path, file: str = "") -> None:
+        files[name] = out / (file or f"{name}{source.suffix}")
         write_with(files[name], lambda p: shutil.copyfile(source, p))
 
     inputs = {role: Manifest.read(n.manifest) for role, n in node.inputs.items()}
@@ -53,6 +53,15 @@ def write_bundle(variant: VariantPlan, out: Path) -> Manifest:
             "parts": read_json(files["partition"])["parts"],
             **_effort(variant),
         }
+    if "components" in inputs:
+        components = inputs["components"]
+        for name in components.body["files"]:
+            take(f"components/{name}", components.file(name), f"components/{name}")
+        for name in ("router.json", "router.safetensors"):
+            if name in inputs.get("partition", components).body["files"]:
+                take(name, inputs["partition"].file(name), name)
+        prompts = inputs["captions"].results["class_names"]
+        results |= {"prompts": prompts, "pooling": node.settings["pooling"]}
     return Manifest.write(
         out / "manifest.json",
         kind="bundle",

@@ -1,4 +1,4 @@
-"""Subcommands around the stages: params, bundle, sample, export, report, track."""
+"""Subcommands around the stages: params, bundle, export, report, track."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from msd.cli.actions import CommandParser, texts
 from msd.cli.options import add_configuration, configuration_text, plan_of, positive
-from msd.errors import ConfigError, MissingFileError
 from msd.store import Manifest
 
 
@@ -35,33 +34,6 @@ def bundle(arguments: argparse.Namespace) -> None:
     if manifest.path == plan.variants[variant.name].bundle.manifest:
         link_students(variant, plan.root)
     print(f"{variant.name}: {manifest.path}")
-
-
-def sample(arguments: argparse.Namespace) -> None:
-    import torch
-
-    from msd.bundle.bundle import Bundle
-    from msd.data.archive import to_uint8
-    from msd.data.grid import save_grid
-    from msd.draws import noise_of_images
-
-    if arguments.bundle is None:
-        if arguments.variant is None:
-            raise ConfigError("Nothing to draw from.", todo="Give --variant NAME or --bundle FOLDER.")
-        node = plan_of(arguments).variant(arguments.variant).bundle
-        if not node.manifest.exists():
-            raise MissingFileError(
-                f"Variant {arguments.variant!r} is not trained yet.",
-                where=str(node.manifest),
-                todo=f"Run: snakemake --profile local {node.manifest}",
-            )
-        arguments.bundle = node.manifest.parent
-    loaded = Bundle(arguments.bundle)
-    cond = torch.full((arguments.n,), arguments.class_id)
-    owner = loaded.router(cond[:1]).item()
-    noise = noise_of_images(arguments.seed, 0, arguments.n, loaded.image_shape)
-    save_grid(to_uint8(loaded.generate(noise, cond)).numpy(), arguments.out)
-    print(f"{arguments.out}: {arguments.n} images of class {arguments.class_id} by student {owner}, NFE {loaded.nfe}")
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -152,23 +124,6 @@ def register(commands: Any) -> None:
     )
     p.add_argument("variant")
     p.add_argument("out", type=Path)
-    add_configuration(p)
-
-    p = add(
-        "sample",
-        sample,
-        "draw images of a class by the student that owns it",
-        [
-            "msd sample --variant msd4 --class 3 --n 16 --out three.png",
-            "msd sample --bundle out/ --class 3 --out three.png",
-        ],
-    )
-    p.add_argument("--variant", help="a variant of the configuration")
-    p.add_argument("--bundle", type=Path, help="or: a folder written by `msd bundle`")
-    p.add_argument("--class", type=int, required=True, dest="class_id", help="the class to draw")
-    p.add_argument("--n", type=positive, default=16, help="how many images (default: 16)")
-    p.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    p.add_argument("--out", type=Path, required=True, help="a picture file, e.g. three.png")
     add_configuration(p)
 
     p = add(

@@ -22,6 +22,36 @@ def _data(node: Node, plan: Plan) -> Manifest:
     return prepare(Data.model_validate(node.settings), node.manifest, ProgressDisplay(node.label))
 
 
+def _captions(node: Node, plan: Plan) -> Manifest:
+    from msd.text.captions import caption_images
+
+    return caption_images(node.manifest, node.settings, node.input_paths)
+
+
+def _autoencoder(node: Node, plan: Plan) -> Manifest:
+    from msd.teachers.autoencoder import train_autoencoder
+
+    return train_autoencoder(node, *_how(node, plan))
+
+
+def _components(node: Node, plan: Plan) -> Manifest:
+    from msd.teachers.components import make_components
+
+    return make_components(node)
+
+
+def _embeddings(node: Node, plan: Plan) -> Manifest:
+    from msd.teachers.components import embed_captions
+
+    return embed_captions(node, *_how(node, plan))
+
+
+def _latents(node: Node, plan: Plan) -> Manifest:
+    from msd.teachers.components import encode_latents
+
+    return encode_latents(node, *_how(node, plan))
+
+
 def _teacher(node: Node, plan: Plan) -> Manifest:
     if node.settings["source"] != "train":
         from msd.teachers.adopt import adopt_teacher
@@ -45,6 +75,10 @@ def _classifier(node: Node, plan: Plan) -> Manifest:
 def _partition(node: Node, plan: Plan) -> Manifest:
     from msd.partition.build import build_partition
 
+    if "embeddings" in node.inputs:
+        from msd.partition.build_text import build_text_partition
+
+        return build_text_partition(node.manifest, node.settings, node.input_paths)
     num_classes = Manifest.read(node.inputs["data"].manifest).results["num_classes"]
     embeddings = None
     if "teacher" in node.inputs:
@@ -108,9 +142,15 @@ def _how(node: Node, plan: Plan) -> tuple[Compute, ProgressDisplay]:
 
 
 Stage = Callable[[Node, Plan], Manifest]
-TRAINED = ("teacher", "classifier", "tsm", "dm", "adm")
+TRAINED = ("autoencoder", "teacher", "classifier", "tsm", "dm", "adm")
+RESUMED = (*TRAINED, "pairs", "embeddings", "latents")
 STAGES: dict[str, tuple[Stage, str, str]] = {
     "data": (_data, "load, check and split the images", "msd data"),
+    "captions": (_captions, "caption the images by their classes", "msd captions"),
+    "autoencoder": (_autoencoder, "train the small autoencoder of a miniature", "msd autoencoder"),
+    "components": (_components, "autoencoder, tokenizer and text encoder: make or find them", "msd components"),
+    "embeddings": (_embeddings, "hidden states and pooled vectors of all prompts", "msd embeddings"),
+    "latents": (_latents, "latents of all training images", "msd latents"),
     "teacher": (_teacher, "fetch and verify the teacher, or train it (source: train)", "msd teacher"),
     "classifier": (
         _classifier,
@@ -173,8 +213,8 @@ def _runner(kind: str, stage: Stage) -> Callable[[argparse.Namespace], None]:
         node = target_of(arguments, plan, kind)
         spread_over(arguments)
         spare_seconds = plan.experiment.compute.spare_seconds
-        trained = kind in (*TRAINED, "pairs")
-        manifest = run_stage(node, spare_seconds, lambda: stage(node, plan)) if trained else stage(node, plan)
+        resumed = kind in RESUMED
+        manifest = run_stage(node, spare_seconds, lambda: stage(node, plan)) if resumed else stage(node, plan)
         print(f"{node.label}: {manifest.path}", flush=True)
 
     return run

@@ -22,7 +22,7 @@ from msd.config.experiment import (
     WeightsVariant,
 )
 from msd.config.load import as_settings, load
-from msd.config.networks import Network, Schedule, Song, TextNetwork
+from msd.config.networks import AnyNetwork, Network, Schedule, Song, TextNetwork
 from msd.config.protocol import (
     Captions,
     ClipScore,
@@ -49,19 +49,23 @@ from msd.config.sources import (
     TeacherTrainSource,
     UrlSource,
 )
-from msd.config.text_partition import BalancedKmeans, Hashed, Quadrants, TextPartitionSpec
+from msd.config.text import AutoencoderTraining, ClassCaptions, Text, TinyComponents
+from msd.config.text_partition import TEXT_PARTITIONS, Hashed, Quadrants, TextKMeans, TextPartitionSpec
 from msd.config.toy import Pinwheel, Toy, ToyMap, ToyMeasure, ToyStart
 from msd.config.training import NoiseDistribution, Optimizer, Sampler, TeacherSampler, TeacherTraining, Training
 
 __all__ = [
     "TEACHER",
+    "TEXT_PARTITIONS",
     "WITHOUT_PATH",
     "Adm",
+    "AnyNetwork",
+    "AutoencoderTraining",
     "BalancedKMeans",
-    "BalancedKmeans",
     "Breakdown",
     "Captions",
     "Claim",
+    "ClassCaptions",
     "ClassifierSource",
     "ClassifierTrainSource",
     "ClassifierTraining",
@@ -106,8 +110,11 @@ __all__ = [
     "TeacherTrainSource",
     "TeacherTraining",
     "TeacherVariant",
+    "Text",
+    "TextKMeans",
     "TextNetwork",
     "TextPartitionSpec",
+    "TinyComponents",
     "TorchScriptSource",
     "Toy",
     "ToyMap",

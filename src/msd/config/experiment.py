@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, ValidationError
 
 from msd.config.base import TEACHER, Section, merge, nearest
-from msd.config.networks import Network
+from msd.config.networks import AnyNetwork, TextNetwork
 from msd.config.problems import describe
 from msd.config.protocol import Protocol
 from msd.config.recipe import Recipe
-from msd.config.sources import ClassifierSource, Data, KnownSource, TeacherSource
+from msd.config.sources import ClassifierSource, Data, KnownSource, TeacherSource, TeacherTrainSource
+from msd.config.text import Text
+from msd.config.text_partition import Hashed, Quadrants, TextKMeans
 from msd.config.toy import Toy
 from msd.config.training import Training
 from msd.registry import KNOWN
@@ -40,7 +42,9 @@ class Explicit(Section):
     parts: list[list[int]]
 
 
-PartitionSpec: TypeAlias = Annotated[Consecutive | Random | BalancedKMeans | Explicit, Field(discriminator="kind")]
+PartitionSpec: TypeAlias = Annotated[
+    Consecutive | Random | BalancedKMeans | Explicit | Quadrants | TextKMeans | Hashed, Field(discriminator="kind")
+]
 StageName: TypeAlias = Literal["dm", "adm"]
 
 
@@ -164,7 +168,8 @@ class Experiment(Section):
     seed: int = 0
     data: Data
     teacher: TeacherSource
-    networks: dict[str, Network] = Field(default={})
+    text: Text | None = Field(None, description="text to image, conditioned on captions; null: on classes")
+    networks: dict[str, AnyNetwork] = Field(default={})
     recipe: Recipe
     evaluation: Evaluation
     compute: Compute = Compute()
@@ -191,6 +196,7 @@ def cross_check(experiment: Experiment) -> list[str]:
         problems.append(f"teacher.name: no known teacher {teacher.name!r}{nearest(teacher.name, list(KNOWN))}")
     if known is not None and known.classes is None:
         problems.append("teacher.name: this teacher is conditioned on text, the stages here are for classes")
+    problems += _text_problems(experiment)
     for claim in experiment.claims:
         for name in claim.variants:
             if name not in experiment.variants:
@@ -226,4 +232,25 @@ def cross_check(experiment: Experiment) -> list[str]:
                     f"{where}.images: {variant.images:g} × {training.images} images of {stage} = {images:g}, "
                     f"not a whole number of batches of {training.batch_size}"
                 )
+    return problems
+
+
+def _text_problems(experiment: Experiment) -> list[str]:
+    """What speaks of text where there is none, and of pixels where there is."""
+    teacher = experiment.teacher.network if isinstance(experiment.teacher, TeacherTrainSource) else None
+    networks = {f"networks.{name}": network for name, network in experiment.networks.items()}
+    networks |= {"teacher.network": teacher} if teacher else {}
+    text, problems = experiment.text is not None, []
+    for where, network in networks.items():
+        if isinstance(network, TextNetwork) != text:
+            problems.append(f"{where}: architecture unet2d goes with the section `text`, and no other does")
+    for name, variant in experiment.variants.items():
+        if isinstance(variant, StudentVariant):
+            of_text = isinstance(variant.partition, Quadrants | TextKMeans | Hashed)
+            if of_text and not text:
+                problems.append(f"variants.{name}.partition: kind {variant.partition.kind} splits prompts, see `text`")
+            if text and isinstance(variant.partition, BalancedKMeans):
+                problems.append(f"variants.{name}.partition: kind kmeans is for classes, text-kmeans for prompts")
+    if text and any(s.regression for s in (experiment.recipe.dm, experiment.recipe.adm)):
+        problems.append("recipe: the regression loss is for classes; set `regression: null` in dm and adm")
     return problems

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, field_validator, model_validator
 
 from msd.config.base import Section, Share
 
@@ -84,3 +84,14 @@ class Network(Section):
             if song and values.get("song") is None:
                 return {**values, "song": {}}
         return values
+
+
+def _kind_of(network: Any) -> str:
+    """Networks of pixels unless they say otherwise; `song` is described like `adm`."""
+    architecture = network.get("architecture") if isinstance(network, dict) else getattr(network, "architecture", None)
+    return "unet2d" if architecture == "unet2d" else "adm"
+
+
+AnyNetwork: TypeAlias = Annotated[
+    Annotated[Network, Tag("adm")] | Annotated[TextNetwork, Tag("unet2d")], Discriminator(_kind_of)
+]

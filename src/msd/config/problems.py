@@ -34,7 +34,7 @@ def _descend(annotation: Any, step: str) -> tuple[Any, bool]:
     for member in get_args(annotation):
         member = _unwrap(member)
         if isinstance(member, type) and issubclass(member, Section):
-            for tag in ("source", "kind", "model"):
+            for tag in ("source", "kind", "model", "architecture"):
                 field = member.model_fields.get(tag)
                 if field is not None and step in get_args(field.annotation):
                     return member, False

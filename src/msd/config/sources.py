@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from msd.config.base import Section, Share, nearest
-from msd.config.networks import Network
+from msd.config.networks import AnyNetwork, Network
 from msd.config.training import Optimizer, TeacherTraining, Training
 
 DataSource: TypeAlias = Literal[
@@ -97,7 +97,7 @@ class KnownSource(Section):
 
 class TeacherTrainSource(Section):
     source: Literal["train"]
-    network: Network
+    network: AnyNetwork
     training: TeacherTraining
 
 

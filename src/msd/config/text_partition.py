@@ -15,10 +15,10 @@ class Quadrants(Section):
     kind: Literal["quadrants"] = "quadrants"
 
 
-class BalancedKmeans(Section):
+class TextKMeans(Section):
     """Balanced k-means over the prompts' embeddings."""
 
-    kind: Literal["kmeans"]
+    kind: Literal["text-kmeans"]
     seed: int = 0
 
 
@@ -29,4 +29,5 @@ class Hashed(Section):
     seed: int = 0
 
 
-TextPartitionSpec: TypeAlias = Annotated[Quadrants | BalancedKmeans | Hashed, Field(discriminator="kind")]
+TextPartitionSpec: TypeAlias = Annotated[Quadrants | TextKMeans | Hashed, Field(discriminator="kind")]
+TEXT_PARTITIONS = ("quadrants", "text-kmeans", "hash")

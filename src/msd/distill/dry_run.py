@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msd.config import Adm, Compute, Dm, Network, Training, Tsm
+from msd.config import Adm, Compute, Dm, Network, TextNetwork, Training, Tsm
 from msd.distill.adm import AdmStep
 from msd.distill.dm import DmStep, Pairs
 from msd.distill.losses import Metric
@@ -17,12 +17,12 @@ from msd.networks.discriminator import Discriminator
 from msd.networks.summary import network_cost
 from msd.training.footprint import DryRun, Footprint
 
-Description = tuple[Network, tuple[int, int, int], int]
+Description = tuple[Network | TextNetwork, tuple[int, int, int], int]
 """Architecture, image shape (C, H, W) and number of classes."""
 
 
 def stage_footprint(
-    settings: Training, student: Network, teacher: Description, compute: Compute, *, gpu: bool
+    settings: Training, student: Network | TextNetwork, teacher: Description, compute: Compute, *, gpu: bool
 ) -> Footprint:
     """Memory and FLOPs of a stage of one student. One of ``dm`` and ``adm`` has two iterations: an update of the
     student alone, then one of the critics alone.
@@ -42,7 +42,7 @@ def stage_footprint(
         settings = settings.model_copy(update={"two_time_scale_ratio": 2, "strict_alternation": True})
     run = DryRun(settings, compute, gpu=gpu)
     student_net, teacher_net = (run.network(network, image_shape, classes) for network in (student, architecture))
-    scaled, data = run.settings, run.data(image_shape)
+    scaled, data = run.settings, run.data(teacher_net)
     if isinstance(scaled, Tsm):
         return run.measure(lambda: TsmStep(student_net, teacher_net, data, scaled, run.draws))
     assert isinstance(scaled, Dm)
@@ -51,13 +51,15 @@ def stage_footprint(
     nets = (student_net, teacher_net, fake_score)
     further: dict[str, Any] = {"pairs": Pairs(image, image, label), "metric": _metric(run, scaled)}
     if not isinstance(scaled, Adm):
-        return run.measure(lambda: DmStep(*nets, label, scaled, run.draws, **further))
+        return run.measure(lambda: DmStep(*nets, data, scaled, run.draws, **further))
     head = run.hollow(lambda: Discriminator(*fake_score.features_shape))
     further |= {"data": data, "real": torch.zeros(1, dtype=torch.int64), "discriminator": head}
-    return run.measure(lambda: AdmStep(*nets, label, scaled, run.draws, **further))
+    return run.measure(lambda: AdmStep(*nets, data, scaled, run.draws, **further))
 
 
-def flops_per_image(settings: Training, footprint: Footprint, student: Network, teacher: Description) -> float:
+def flops_per_image(
+    settings: Training, footprint: Footprint, student: Network | TextNetwork, teacher: Description
+) -> float:
     """FLOPs for each image of a stage's (student) updates, those of the critics' updates in between among them.
 
     Args:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
-from msd.config import Adm, Compute, Dm, Network, Training, Tsm
-from msd.data.archive import LabelledImages, open_half
+from msd.config import Adm, AnyNetwork, Compute, Dm, Network, TextNetwork, Training, Tsm
+from msd.data.archive import Conditions, LabelledImages
 from msd.distill.adm import AdmStep
 from msd.distill.dm import DmStep, Pairs
 from msd.distill.dry_run import stage_footprint
@@ -18,9 +21,9 @@ from msd.distill.losses import Metric
 from msd.distill.tsm import TsmStep
 from msd.draws import Draws, stream_seed
 from msd.errors import ConfigError
-from msd.networks import Preconditioned, load_network, save_network
+from msd.networks import Backbone, load_network, save_network
 from msd.networks.discriminator import Discriminator
-from msd.networks.files import build_network, described_network
+from msd.networks.files import described_network
 from msd.networks.levers import prepare
 from msd.networks.slicing import slice_into
 from msd.partition.conditions import check_split
@@ -28,9 +31,12 @@ from msd.plan import Node
 from msd.store import Manifest, read_json
 from msd.training.engine import Progress, resolve_device
 from msd.training.footprint import Footprint
+from msd.training.inputs import Data, network_for, open_conditions, open_training
 from msd.training.job import Job, draws_of_process, run_job
 from msd.training.micro_batch import micro_batch_here
 from msd.weights import NETWORK_FORMAT, read_header
+
+ANY_NETWORK: TypeAdapter[Network | TextNetwork] = TypeAdapter(AnyNetwork)
 
 
 class _Inputs:
@@ -45,11 +51,11 @@ class _Inputs:
         seed = stream_seed(self.node.settings["seed"], self.node.kind, 0)
         return draws_of_process(seed, self.device, micro_batch)
 
-    def network(self, role: str, name: str) -> Preconditioned:
+    def network(self, role: str, name: str) -> Backbone:
         """A fresh copy of a network that an input made, ready to compute."""
         return self.ready(load_network(self.manifests[role].file(name)))
 
-    def ready(self, net: Preconditioned) -> Preconditioned:
+    def ready(self, net: Backbone) -> Backbone:
         """A network on the device, in the precision of the stage."""
         return prepare(net, self.device, self.settings.precision, self.compute)
 
@@ -60,13 +66,14 @@ class _Inputs:
             path = self.manifests["teacher"].file("weights")
             teacher = described_network(read_header(path, NETWORK_FORMAT).description, path)
             network = self.node.settings["network"]
-            student = Network.model_validate(network) if network else teacher[0]
+            student = ANY_NETWORK.validate_python(network) if network else teacher[0]
             return stage_footprint(self.settings, student, teacher, self.compute, gpu=True)
 
         return micro_batch_here(self.device, self.compute, self.settings.batch_size, footprint, self.node.label)
 
-    def train_half(self) -> LabelledImages:
-        return open_half(self.manifests["data"], "train")
+    @cached_property
+    def data(self) -> Data:
+        return open_training(self.manifests)
 
     def parts(self) -> list[list[int]]:
         return read_json(self.manifests["partition"].file("partition"))["parts"]
@@ -88,20 +95,10 @@ def run_tsm(node: Node, compute: Compute, progress: Progress) -> Manifest:
     """Teacher score matching of a network of another size, once for all its students."""
     settings = Tsm.model_validate(node.settings["recipe"])
     inputs = _Inputs(node, compute, settings)
-    teacher, data = inputs.network("teacher", "weights"), inputs.train_half()
-    if data.image_shape != teacher.image_shape or data.num_classes != teacher.num_classes:
-        raise ConfigError(
-            "The teacher and the data do not belong together.",
-            where=str(inputs.manifests["teacher"].path),
-            why=f"teacher: {teacher.image_shape}, {teacher.num_classes} classes; "
-            f"data: {data.image_shape}, {data.num_classes} classes",
-        )
-    student = build_network(
-        Network.model_validate(node.settings["network"]),
-        image_shape=teacher.image_shape,
-        num_conditions=teacher.num_conditions,
-        seed=stream_seed(node.settings["seed"], "initial-weights", 0),
-    )
+    teacher, data = inputs.network("teacher", "weights"), inputs.data
+    _check_belong(teacher, data, inputs.manifests["teacher"].path)
+    network = ANY_NETWORK.validate_python(node.settings["network"])
+    student = network_for(network, data, stream_seed(node.settings["seed"], "initial-weights", 0))
     if settings.initial_weights == "sliced":
         slice_into(student, teacher)
 
@@ -136,7 +133,7 @@ def run_adm(node: Node, compute: Compute, progress: Progress) -> Manifest:
     """Adversarial distribution matching of one student, resumed from its DM stage."""
     settings = Adm.model_validate(node.settings["recipe"])
     inputs = _Inputs(node, compute, settings)
-    data = inputs.train_half()
+    data = inputs.data
 
     def make_step(micro_batch: int | None) -> AdmStep:
         student, teacher, fake_score, part = _networks(inputs)
@@ -160,10 +157,22 @@ def run_adm(node: Node, compute: Compute, progress: Progress) -> Manifest:
     return run_job(_student_job(inputs, settings, make_step, {"data": data.sha256}), compute, progress)
 
 
-def _networks(inputs: _Inputs) -> tuple[Preconditioned, Preconditioned, Preconditioned, torch.Tensor]:
+def _check_belong(teacher: Backbone, data: Data, where: Path) -> None:
+    of_data = data.num_classes if isinstance(data, LabelledImages) else 1
+    if data.image_shape != teacher.image_shape or of_data != teacher.num_classes:
+        raise ConfigError(
+            "The teacher and the data do not belong together.",
+            where=str(where),
+            why=f"teacher: {teacher.image_shape}, {teacher.num_classes} classes; "
+            f"data: {data.image_shape}, {of_data} classes",
+        )
+
+
+def _networks(inputs: _Inputs) -> tuple[Backbone, Backbone, Backbone, Conditions]:
     """Student, teacher and fake score to start from, and the part's conditions."""
     teacher = inputs.network("teacher", "weights")
-    check_split(teacher.num_conditions, len(inputs.parts()), str(inputs.manifests["teacher"].path))
+    if "embeddings" not in inputs.manifests:  # prompts can always be split
+        check_split(teacher.num_conditions, len(inputs.parts()), str(inputs.manifests["teacher"].path))
     if inputs.node.kind == "adm":
         student, fake_score = inputs.network("before", "student_raw"), inputs.network("before", "fake_score")
     else:
@@ -173,7 +182,7 @@ def _networks(inputs: _Inputs) -> tuple[Preconditioned, Preconditioned, Precondi
             else inputs.network("teacher", "weights")
         )
         fake_score = inputs.network("teacher", "weights")  # also for a smaller student
-    return student, teacher, fake_score, torch.tensor(inputs.part())
+    return student, teacher, fake_score, open_conditions(inputs.part(), inputs.manifests)
 
 
 def _student_job(
@@ -183,9 +192,10 @@ def _student_job(
     # the number of the part is no identity, its contents are: a part that a new partition leaves alone is found again
     identity = {key: value for key, value in node.settings.items() if key != "part"}
     source = inputs.manifests.get("before", inputs.manifests["teacher"])
+    prompts = {"prompts": inputs.manifests["embeddings"].body["identity"]} if "embeddings" in inputs.manifests else {}
     return Job(
         node=node,
-        identity={**identity, "classes": part, "inputs": inputs.weights(), **further_identity},
+        identity={**identity, "classes": part, "inputs": inputs.weights(), **prompts, **further_identity},
         images=settings.images,
         batch_size=settings.batch_size,
         make_step=make_step,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msd.bundle.bundle import Bundle
+from msd.bundle.text import open_bundle
 from msd.config import Compute, Protocol
 from msd.data.archive import LabelledImages, open_half
 from msd.data.grid import shown_classes as pictured
@@ -25,7 +26,7 @@ from msd.evaluate.classifier import Classifier, load_classifier
 from msd.evaluate.feature_space import features_of
 from msd.evaluate.features import Extractor
 from msd.evaluate.matrix import Labelled, Real, balanced, on_classes
-from msd.evaluate.metrics import asked_class_share
+from msd.evaluate.metrics import asked_class_share, classes_of_conditions
 from msd.evaluate.nearest import Neighbours, Space, compare, nearest, pixels
 from msd.evaluate.run import ruler_of
 from msd.evaluate.sampling import check_belongs, conditions_of_images, shown_classes
@@ -69,14 +70,15 @@ def break_down(node: Node, compute: Compute, progress: Progress) -> Manifest:
     torch.set_num_threads(compute.threads)
     device = resolve_device(compute.device)
     inputs = {role: Manifest.read(n.manifest) for role, n in node.inputs.items()}
-    bundle, settings = Bundle(node.inputs["bundle"].manifest.parent).to(device), node.settings
+    bundle, settings = open_bundle(node.inputs["bundle"].manifest.parent).to(device), node.settings
     train, held_out = open_half(inputs["data"], "train"), open_half(inputs["data"], "evaluation")
     check_belongs(bundle, held_out)
     protocol = Protocol.model_validate(settings["protocol"])
     ruler = ruler_of(node, inputs, protocol, device)
     extractor = ruler.extractors[protocol.name]
     judge = load_classifier(inputs["judge"].file("weights")).to(device)
-    drawn = draw(bundle, settings, extractor, judge, device, progress)
+    class_of = classes_of_conditions(inputs["data"])
+    drawn = draw(bundle, settings, extractor, judge, class_of, device, progress)
     close, triples = nearest_training_images(drawn, settings["nearest"], train, held_out, extractor)
     files = {name: node.manifest.parent / f"{name}.npy" for name in ("students", "nearest")}
     for path, array in zip(files.values(), (drawn.picture, triples), strict=True):
@@ -107,6 +109,7 @@ def draw(
     settings: dict[str, Any],
     extractor: Extractor,
     judge: Classifier,
+    class_of: NDArray[np.int64],
     device: torch.device,
     progress: Progress,
 ) -> Drawn:
@@ -140,7 +143,7 @@ def draw(
         mine = owner[asked] == k
         routed[mine] = drawn[mine]
         features.append(features_of(drawn, extractor))
-        right.append(asked_class_share(shown, asked, classes)[1])
+        right.append(asked_class_share(shown, asked, class_of)[1])
         picture.append(drawn.reshape(-1, classes, *bundle.image_shape)[:columns, pictured(classes)])
     return Drawn(asked, owner, features, np.array(right), routed, np.stack(picture).transpose(2, 0, 1, 3, 4, 5))
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from msd.bundle.bundle import Bundle
+from msd.bundle.text import open_bundle
 from msd.config import Compute
 from msd.draws import noise_of_images
 from msd.evaluate.energy import EnergyMeter, energy_meter
@@ -27,7 +28,7 @@ def measure_latency(node: Node, compute: Compute) -> Manifest:
     """Milliseconds to one image, then images per second, the variants in turn so that a disturbance meets all alike."""
     torch.set_num_threads(compute.threads)
     device = resolve_device(compute.device)
-    bundles = {name: Bundle(n.manifest.parent).to(device) for name, n in node.inputs.items()}
+    bundles = {name: open_bundle(n.manifest.parent).to(device) for name, n in node.inputs.items()}
     repeats, batch, meter = node.settings["repeats"], node.settings["throughput_batch"], energy_meter(device)
     times, speeds = _one_at_a_time(bundles, repeats, device), _many_at_once(bundles, batch, device, meter)
     return Manifest.write(
@@ -117,5 +118,5 @@ def _work(bundle: Bundle, batch: int, device: torch.device) -> dict[str, Any]:
 
 
 def _batch(bundle: Bundle, first: int, count: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    noise = noise_of_images(0, first, count, bundle.image_shape)
+    noise = noise_of_images(0, first, count, bundle.noise_shape)
     return noise.to(device), conditions_of_images(first, count, bundle.num_classes).to(device)

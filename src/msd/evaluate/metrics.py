@@ -15,6 +15,7 @@ from msd.config import Protocol
 from msd.errors import ConfigError
 from msd.evaluate.frechet import frechet_distance
 from msd.evaluate.statistics import Moments, Statistics
+from msd.store import Manifest
 
 Features = NDArray[np.float32]
 KID_SUBSETS = 100
@@ -73,7 +74,21 @@ def score(
     return result
 
 
-def asked_class_share(shown: NDArray[np.int64], asked: NDArray[np.int64], classes: int) -> tuple[float, list[float]]:
-    """Share of images that the judge assigns to the class they were asked for, in all and by class."""
-    right = (shown == asked).astype(float)
-    return float(right.mean()), [float(right[asked == c].mean()) for c in range(classes) if (asked == c).any()]
+def asked_class_share(
+    shown: NDArray[np.int64], asked: NDArray[np.int64], class_of: NDArray[np.int64]
+) -> tuple[float, list[float]]:
+    """Share of images that the judge assigns to the class they were asked for, in all and by condition.
+
+    Args:
+        shown: classes (N,) that the judge sees.
+        asked: conditions (N,) that the images were drawn under.
+        class_of: the class (C,) that each condition speaks of.
+    """
+    right = (shown == class_of[asked]).astype(float)
+    everywhere = range(len(class_of))
+    return float(right.mean()), [float(right[asked == c].mean()) for c in everywhere if (asked == c).any()]
+
+
+def classes_of_conditions(data: Manifest) -> NDArray[np.int64]:
+    """The class (C,) that each condition speaks of: a prompt's, or the class itself."""
+    return np.array(data.results.get("class_of") or range(data.results["num_classes"]))

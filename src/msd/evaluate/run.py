@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from msd import ranks
 from msd.bundle.bundle import Bundle
+from msd.bundle.text import open_bundle
 from msd.config import Compute, Protocol
 from msd.data.archive import open_half
 from msd.errors import ConfigError
 from msd.evaluate.classifier import load_classifier
 from msd.evaluate.confusion import likely_others
 from msd.evaluate.matrix import balanced
-from msd.evaluate.metrics import asked_class_share
+from msd.evaluate.metrics import asked_class_share, classes_of_conditions
 from msd.evaluate.protocol import Network, Ruler, batches, summary
 from msd.evaluate.sampling import Seen, check_belongs, draw, look_at, shown_classes
 from msd.plan import Node
@@ -45,7 +46,7 @@ def evaluate(node: Node, gallery_columns: int, compute: Compute, progress: Progr
     device = resolve_device(compute.device)
     ranks.join(device)
     inputs = {role: Manifest.read(n.manifest) for role, n in node.inputs.items()}
-    bundle, settings = Bundle(node.inputs["bundle"].manifest.parent).to(device), node.settings
+    bundle, settings = open_bundle(node.inputs["bundle"].manifest.parent).to(device), node.settings
     protocol = Protocol.model_validate(settings["protocol"])
     _check(bundle, inputs["data"], protocol, gallery_columns)
     ruler = ruler_of(node, inputs, protocol, device)
@@ -71,7 +72,7 @@ def evaluate(node: Node, gallery_columns: int, compute: Compute, progress: Progr
             results={
                 "variant": node.name,
                 **{key: bundle.manifest.results[key] for key in COPIED},
-                **_results(blocks, ruler, inputs, bundle.num_classes),
+                **_results(blocks, ruler, inputs),
                 "sampling_seconds": round(seconds, 2),
             },
         )
@@ -96,13 +97,14 @@ def evaluate_floor(node: Node, compute: Compute) -> Manifest:
     features = {name: e.all_of(batches(real.images[chosen])) for name, e in ruler.extractors.items()}
     judge = load_classifier(inputs["judge"].file("weights")).to(device)
     judged = [shown_classes(torch.from_numpy(np.array(batch)), judge) for batch in batches(held_out.images)]
-    share, per_class = asked_class_share(np.concatenate(judged), held_out.labels, held_out.num_classes)
+    class_of = classes_of_conditions(inputs["data"])
+    share, per_class = asked_class_share(np.concatenate(judged), held_out.labels, class_of)
     record = _record(ruler, inputs) | {"images": len(chosen)}
     results = {
         "metric": record,
         "metrics": {**ruler.scores(features, _real(ruler, inputs)), "asked_class_share": share},
         "asked_class_share_per_class": per_class,
-        "judge_takes_for": likely_others(np.asarray(held_out.images), held_out.labels, judge),
+        "judge_takes_for": likely_others(np.asarray(held_out.images), class_of[held_out.labels], judge),
     }
     return Manifest.write(node.manifest, kind="floor", settings=node.settings, inputs=node.input_paths, results=results)
 
@@ -124,10 +126,10 @@ def _record(ruler: Ruler, inputs: dict[str, Manifest]) -> dict[str, Any]:
     return ruler.record(inputs["judge"].sha256("weights"), count)
 
 
-def _results(blocks: list[Seen], ruler: Ruler, inputs: dict[str, Manifest], classes: int) -> dict[str, Any]:
+def _results(blocks: list[Seen], ruler: Ruler, inputs: dict[str, Manifest]) -> dict[str, Any]:
     """Metrics: their means over the seed blocks, and each block's own."""
-    real = _real(ruler, inputs)
-    shares = [asked_class_share(block.shown, block.asked, classes)[0] for block in blocks]
+    real, class_of = _real(ruler, inputs), classes_of_conditions(inputs["data"])
+    shares = [asked_class_share(block.shown, block.asked, class_of)[0] for block in blocks]
     found = [
         {**ruler.scores(block.features, real), "asked_class_share": share}
         for block, share in zip(blocks, shares, strict=True)
@@ -137,8 +139,21 @@ def _results(blocks: list[Seen], ruler: Ruler, inputs: dict[str, Manifest], clas
         "metric": _record(ruler, inputs),
         "metrics": summary(found, ruler.protocol.name),
         "blocks": found,
-        "asked_class_share_per_class": asked_class_share(shown, asked, classes)[1],
+        "asked_class_share_per_class": asked_class_share(shown, asked, class_of)[1],
+        **(
+            {"shuffled_prompts_share": _shuffled(shown, asked, class_of)}
+            if "class_of" in inputs["data"].results
+            else {}
+        ),
     }
+
+
+def _shuffled(shown: NDArray[np.int64], asked: NDArray[np.int64], class_of: NDArray[np.int64]) -> float:
+    """The control: the share that the judge would find right if every image were drawn for another prompt.
+
+    Prompts are handed on by half of their number, so an image is judged by a prompt of another class.
+    """
+    return asked_class_share(shown, (asked + len(class_of) // 2) % len(class_of), class_of)[0]
 
 
 def _check(bundle: Bundle, data: Manifest, protocol: Protocol, columns: int) -> None:

@@ -86,11 +86,11 @@ def draw(
         student: who draws all of them, also those of classes it does not own; None: each class's owner.
     """
     draws, indices = Draws(protocol.seed), range(first, first + count)
-    noise = noise_of_images(protocol.seed, first, count, bundle.image_shape).to(device)
+    noise = noise_of_images(protocol.seed, first, count, bundle.noise_shape).to(device)
     cond = asked_of_images(protocol, first, count, bundle.num_classes)
 
     def churn(step: int, like: Tensor) -> Tensor:
-        return torch.stack([draws.normal(f"churn-{step}", i, bundle.image_shape) for i in indices]).to(like)
+        return torch.stack([draws.normal(f"churn-{step}", i, bundle.noise_shape) for i in indices]).to(like)
 
     how = (noise, cond.to(device), churn)
     images = bundle.generate(*how) if student is None else bundle.generate_by(student, *how)

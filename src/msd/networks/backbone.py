@@ -48,6 +48,16 @@ class Backbone(nn.Module, ABC):
         """Whether blocks keep nothing for the backward pass but their inputs, and compute the rest again there."""
 
     @property
+    def condition_shape(self) -> tuple[int, ...]:
+        """Of one condition: () for a class."""
+        return ()
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether it looks at its conditions at all."""
+        return bool(self.num_conditions)
+
+    @property
     def num_classes(self) -> int:
         """Conditions to choose from: an unconditional network has one, which it does not look at."""
         return max(self.num_conditions, 1)

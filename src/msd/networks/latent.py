@@ -149,6 +149,14 @@ class LatentDenoiser(Backbone):
         self.known_sigmas = (float(self.noise_grid[0]), float(self.noise_grid[-1]))
 
     @property
+    def condition_shape(self) -> tuple[int, ...]:
+        return self.text_shape
+
+    @property
+    def is_conditional(self) -> bool:
+        return True
+
+    @property
     def blocks(self) -> list[nn.Module]:
         unet = self.model.unet
         levels = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]

@@ -22,4 +22,4 @@ def sample_teacher(
         churn: the noise that a stochastic sampler adds; None: from torch's global stream.
     """
     settings = dict(sampler) | ({} if churn is None else {"noise": churn})
-    return heun_sample(teacher, noise, cond if teacher.num_conditions else None, **settings)
+    return heun_sample(teacher, noise, cond if teacher.is_conditional else None, **settings)

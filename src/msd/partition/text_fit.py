@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msd.config import BalancedKmeans, Hashed, Quadrants, TextPartitionSpec
+from msd.config import Hashed, Quadrants, TextKMeans, TextPartitionSpec
 from msd.errors import DataError, PartitionError
 from msd.partition.text_router import Tensors, TextRouter
 
@@ -119,7 +119,7 @@ def _quadrants(embeddings: NDArray[Any], students: int, where: str) -> Tensors:
             f"There are no quadrants for {students} students.",
             where=where,
             why="quadrants are halves of halves",
-            todo="Ask for 1, 2 or 4 students, or choose kind kmeans.",
+            todo="Ask for 1, 2 or 4 students, or choose kind text-kmeans.",
         )
     directions = _principal(_sample(embeddings), students.bit_length() - 1)
     scores = np.concatenate([block @ directions.T.astype(np.float64) for block in _blocks(embeddings)])
@@ -146,7 +146,7 @@ def _principal(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     return (first * np.sign(largest)).astype(np.float32)
 
 
-def _kmeans(embeddings: NDArray[Any], students: int, spec: BalancedKmeans) -> Tensors:
+def _kmeans(embeddings: NDArray[Any], students: int, spec: TextKMeans) -> Tensors:
     """Centres of the best of some starts, and offsets that balance all prompts; parts by their first prompt."""
     from sklearn.cluster import kmeans_plusplus
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from safetensors.numpy import load, save
 
-from msd.config import BalancedKmeans, Hashed, Quadrants, TextPartitionSpec
+from msd.config import Hashed, Quadrants, TextKMeans, TextPartitionSpec
 from msd.errors import DamagedFileError, DataError, PartitionError
 from msd.partition.text_rules import EmbeddingRule, Halvings, Nearest, owner_of_text
 from msd.store import atomic_write, digest, read_json, sha256_file, verify_sha256, write_json
@@ -52,7 +52,7 @@ class TextRouter:
         self.width, self.balance = width, balance
         _check(spec, students, tensors, width)
         self._rule: EmbeddingRule | None = None
-        if isinstance(spec, BalancedKmeans):
+        if isinstance(spec, TextKMeans):
             self._rule = Nearest(tensors["centres"], tensors["offsets"])
         elif isinstance(spec, Quadrants):
             self._rule = Halvings(tensors["directions"], tensors["thresholds"])
@@ -125,7 +125,7 @@ class TextRouter:
 def _check(spec: TextPartitionSpec, students: int, tensors: Tensors, width: int | None) -> None:
     """Refuse tensors of other names, types or shapes, or that are not finite."""
     shapes: dict[str, tuple[type, tuple[int | None, ...]]] = {}
-    if isinstance(spec, BalancedKmeans):
+    if isinstance(spec, TextKMeans):
         shapes = {"centres": (np.float32, (students, width)), "offsets": (np.float64, (students,))}
     elif isinstance(spec, Quadrants):
         levels = students.bit_length() - 1

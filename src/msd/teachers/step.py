@@ -24,9 +24,18 @@ class TeacherStep(Step):
         data: the training half.
         settings: loss, optimiser and EMA.
         draws: random streams.
+        prompt_dropout: share of prompts that are replaced by the empty one, for guidance later.
     """
 
-    def __init__(self, net: Backbone, data: TrainingImages, settings: config.TeacherTraining, draws: Draws) -> None:
+    def __init__(
+        self,
+        net: Backbone,
+        data: TrainingImages,
+        settings: config.TeacherTraining,
+        draws: Draws,
+        prompt_dropout: float = 0.0,
+    ) -> None:
+        self.prompt_dropout = prompt_dropout
         self.net, self.data, self.settings, self.draws = net.train().requires_grad_(True), data, settings, draws
         self.batch_size = settings.batch_size
         self.updaters = {"": Updater(net, settings.optimizer)}
@@ -44,6 +53,10 @@ class TeacherStep(Step):
         if self.settings.flip:
             mirrored = draws.uniform("flip") < 0.5
             x = torch.where(mirrored.reshape(-1, 1, 1, 1), x.flip(3), x)
+        if self.prompt_dropout:
+            assert isinstance(self.net.empty, Tensor)
+            dropped = draws.uniform("prompt-dropout") < self.prompt_dropout
+            cond = torch.where(dropped.reshape(-1, 1, 1), self.net.empty, cond)
         sigma = draw_sigma(self.settings.noise, draws, self.high_levels)
         noised = add_noise(x, sigma, draws)
         # dropout, where a network has it, draws from torch's global stream: tie that to the image index too

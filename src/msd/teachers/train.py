@@ -4,48 +4,44 @@ from __future__ import annotations
 
 import copy
 
-from msd.config import Compute, Network, TeacherTraining
-from msd.data.archive import open_half
+from pydantic import TypeAdapter
+
+from msd.config import AnyNetwork, Compute, Network, TeacherTraining, TextNetwork
 from msd.draws import stream_seed
 from msd.networks import save_network
-from msd.networks.files import build_network
 from msd.networks.levers import prepare
 from msd.plan import Node
 from msd.store import Manifest
 from msd.teachers.step import TeacherStep
 from msd.training.engine import Progress, resolve_device
 from msd.training.footprint import DryRun, Footprint
+from msd.training.inputs import network_for, open_training
 from msd.training.job import Job, draws_of_process, run_job
 from msd.training.micro_batch import micro_batch_here
 
 
 def train_teacher(node: Node, compute: Compute, progress: Progress) -> Manifest:
     """Train the teacher on the training half."""
-    data = open_half(Manifest.read(node.inputs["data"].manifest), "train")
+    data = open_training({role: Manifest.read(n.manifest) for role, n in node.inputs.items()})
     settings = TeacherTraining.model_validate(node.settings["training"])
-    seed = node.settings["seed"]
-    network = Network.model_validate(node.settings["network"])
-    net = build_network(
-        network,
-        image_shape=data.image_shape,
-        num_conditions=data.num_classes,
-        seed=stream_seed(seed, "initial-weights", 0),
-    )
+    seed, dropout = node.settings["seed"], node.settings.get("prompt_dropout", 0.0)
+    network: Network | TextNetwork = TypeAdapter(AnyNetwork).validate_python(node.settings["network"])
+    net = network_for(network, data, stream_seed(seed, "initial-weights", 0))
 
     device = resolve_device(compute.device)
 
     def make_step(micro_batch: int | None) -> TeacherStep:
         fresh = prepare(copy.deepcopy(net), device, settings.precision, compute)
-        return TeacherStep(fresh, data, settings, draws_of_process(seed, device, micro_batch))
+        return TeacherStep(fresh, data, settings, draws_of_process(seed, device, micro_batch), dropout)
 
     def footprint() -> Footprint:
         run = DryRun(settings, compute, gpu=True)
-        hollow = run.network(network, data.image_shape, data.num_classes)
-        return run.measure(lambda: TeacherStep(hollow, run.data(data.image_shape), run.settings, run.draws))
+        hollow = run.network(network, data.image_shape, net.num_conditions)
+        return run.measure(lambda: TeacherStep(hollow, run.data(hollow), run.settings, run.draws))
 
     job = Job(
         node=node,
-        identity={**node.settings, "data": data.sha256, "train_images": len(data.labels)},
+        identity={**node.settings, "data": data.sha256, "train_images": len(data)},
         images=settings.images,
         batch_size=settings.batch_size,
         make_step=make_step,

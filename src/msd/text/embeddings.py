@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from msd import store
-from msd.errors import DamagedFileError, DataError, InterruptedRun, MsdError
+from msd.errors import DamagedFileError, DataError
+from msd.shards import Progress, Shards
 from msd.text.archive import PromptArchive, texts
 from msd.text.encoder import TextEncoder
 
@@ -25,8 +26,8 @@ MANIFEST = "manifest.json"
 KIND = "embeddings"
 SHARD = 1024  # prompts; 121 MB of Stable Diffusion v1.5's states
 BATCH = 64
-EMPTY = "empty"  # the file of the empty prompt
-Progress = Callable[[int, int, dict[str, float]], None]
+NAME, SUFFIX = "embeddings", ".safetensors"
+EMPTY = "empty"  # the name of the empty prompt's file begins with it
 
 
 def embed_prompts(
@@ -64,42 +65,30 @@ def embed_prompts(
         "dtype": str(dtype).removeprefix("torch."),
     }
     identity = store.digest(settings)
-    starts = range(0, count, shard_size)
-    paths = {_name(first): out / f"{_name(first)}.safetensors" for first in starts}
-    missing = [first for first in starts if not _is_whole(paths[_name(first)], identity)]
 
-    def write(path: Path, lines: list[str]) -> None:
+    def write(path: Path, lines: list[str]) -> dict[str, int]:
         shard = _encoded(lines, encoder, dtype, batch, str(path))
         store.write_with(path, partial(save_file, shard), guard)
-        record = store.file_record(path, out) | {"identity": identity, "truncated": int(shard["truncated"].sum())}
-        store.write_json(_record(path), record, guard)
+        return {"truncated": int(shard["truncated"].sum())}
 
-    for first in missing:
-        write(paths[_name(first)], texts(prompts[first : first + shard_size]))
-        done = min(first + shard_size, count)
-        progress(done, count, {})
-        if (reason := stop()) and first != missing[-1]:
-            raise InterruptedRun(
-                f"Stopped; {done} of {count} prompts are encoded.",
-                where=str(out),
-                why=reason,
-                todo="Run the same command again: it goes on from here.",
-            )
-    truncated = sum(store.read_json(_record(path))["truncated"] for path in paths.values())
-    empty = out / f"{EMPTY}.safetensors"
-    if not _is_whole(empty, identity):
-        write(empty, [""])
+    def write_some(path: Path, first: int, number: int) -> dict[str, int]:
+        return write(path, texts(prompts[first : first + number]))
+
+    shards = Shards(out, NAME, SUFFIX, count=count, size=shard_size, identity=identity)
+    shards.fill(write_some, what="prompts", guard=guard, stop=stop, progress=progress)
+    empty = Shards(out, EMPTY, SUFFIX, count=1, size=1, identity=identity)
+    empty.fill(lambda path, *_: write(path, [""]), what="prompts", guard=guard)
     return store.Manifest.write(
         out / MANIFEST,
         kind=KIND,
         settings=settings,
         inputs={"prompts": prompts.manifest.path},
-        files={**paths, EMPTY: empty},
+        files={**shards.files, **empty.files},
         results={
             "prompts": count,
             "length": encoder.length,
             "width": encoder.width,
-            "truncated": truncated,
+            "truncated": shards.total("truncated"),
             "encoder": {"kind": encoder.kind, "sha256": encoder.sha256},
         },
         identity=identity,
@@ -154,9 +143,10 @@ class Embeddings:
         self.manifest, results = manifest, manifest.results
         self.shape: tuple[int, int] = (results["length"], results["width"])
         self._length, self._shard_size = int(results["prompts"]), int(manifest.settings["shard_size"])
-        starts = range(0, self._length, self._shard_size)
-        self._shards = [_mapped(manifest.file(_name(first), verify)) for first in starts]
-        self.empty = _mapped(manifest.file(EMPTY, verify))["hidden"][0].float()
+        names = [name for name in manifest.body["files"] if name.startswith(NAME)]
+        self._shards = [_mapped(manifest.file(name, verify)) for name in names]
+        (empty,) = (name for name in manifest.body["files"] if name.startswith(EMPTY))
+        self.empty = _mapped(manifest.file(empty, verify))["hidden"][0].float()
 
     def __len__(self) -> int:
         return self._length
@@ -195,23 +185,3 @@ def _mapped(path: Path) -> dict[str, Tensor]:
             return {name: f.get_tensor(name) for name in ("hidden", "pooled", "truncated")}
     except (SafetensorError, OSError) as e:
         raise DamagedFileError("A shard of embeddings cannot be read.", where=str(path), why=str(e)) from None
-
-
-def _name(first: int) -> str:
-    return f"embeddings-{first:09d}"
-
-
-def _record(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
-def _is_whole(path: Path, identity: str) -> bool:
-    """Whether a shard is there with the bytes that were written, of the same prompts and encoder."""
-    try:
-        record = store.read_json(_record(path))
-        if record["identity"] != identity:
-            return False
-        store.verify_sha256(path, record["sha256"])
-    except (MsdError, KeyError, TypeError):
-        return False
-    return True

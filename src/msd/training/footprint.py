@@ -15,15 +15,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from msd.config import Compute, Network, Training
-from msd.data.archive import LabelledImages
+from msd.config import Compute, Network, TextNetwork, Training
 from msd.draws import BatchDraws, Draws
-from msd.networks import Preconditioned
+from msd.networks import Backbone
 from msd.networks.files import raw_network
 from msd.networks.layers import Resample, UNetBlock
 from msd.networks.precond import PRECONDITIONINGS
@@ -92,12 +90,21 @@ class DryRun(Generic[S]):
         with self._fake, self._ledger:
             return make()
 
-    def network(self, network: Network, image_shape: tuple[int, int, int], num_conditions: int) -> Preconditioned:
+    def network(
+        self, network: Network | TextNetwork, image_shape: tuple[int, int, int], num_conditions: int
+    ) -> Backbone:
         """A frozen network for images (C, H, W), set to compute as ``levers.prepare`` would set it.
 
         Raises:
             ConfigError: the images' size does not suit the network.
         """
+        if isinstance(network, TextNetwork):
+            from msd.networks.latent import build_latent
+
+            latent = self.hollow(lambda: build_latent(network, image_shape, seed=0))
+            latent.autocast = torch.bfloat16 if self.settings.precision == "bfloat16" else None
+            latent.set_recompute(self._compute.gradient_checkpointing)
+            return latent.eval().requires_grad_(False)
         raw = self.hollow(lambda: raw_network(network, image_shape, num_conditions))
         preconditioning = PRECONDITIONINGS[network.preconditioning]
         net = preconditioning(raw, image_shape=image_shape, pixel_unshuffle=network.pixel_unshuffle)
@@ -110,9 +117,9 @@ class DryRun(Generic[S]):
                 layer.register_forward_pre_hook(_to_float32)
         return net.eval().requires_grad_(False)
 
-    def data(self, image_shape: tuple[int, int, int]) -> LabelledImages:
-        """As many images of one class as are asked for."""
-        return _NoImages(np.zeros((1, *image_shape), np.uint8), np.zeros(1, np.int64), 1, "")
+    def data(self, net: Backbone) -> NoImages:
+        """As many images as are asked for, each under one condition of a network."""
+        return NoImages(net.image_shape, net.condition_shape)
 
     def measure(self, make_step: Callable[[], Step]) -> Footprint:
         """What one call of a step takes.
@@ -142,9 +149,24 @@ class _Draws(Draws):
         return super().batches(index, count)
 
 
-class _NoImages(LabelledImages):
+class NoImages:
+    """Images and conditions of some shape without numbers; stands for a part's conditions too."""
+
+    def __init__(self, image_shape: tuple[int, ...], condition_shape: tuple[int, ...]) -> None:
+        self.image_shape, self.condition_shape = image_shape, condition_shape
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        dtype = torch.float32 if self.condition_shape else torch.int64
+        return torch.empty(len(indices), *self.condition_shape, dtype=dtype)
+
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.empty(len(indices), *self.image_shape), torch.empty(len(indices), dtype=torch.int64)
+        return torch.empty(len(indices), *self.image_shape), self[indices]
+
+    def some_conditions(self, count: int) -> Tensor:
+        return self[torch.arange(count)]
 
 
 def _to_float32(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

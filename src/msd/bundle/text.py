@@ -1,0 +1,118 @@
+"""A bundle of text to image: students, router, text encoder and autoencoder, able to draw what a prompt says."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from msd.bundle.bundle import Bundle
+from msd.diffusion.samplers import NoiseSource
+from msd.errors import ConfigError
+from msd.latent.autoencoder import Autoencoder, open_autoencoder
+from msd.networks import sample_teacher
+from msd.partition.text_router import TextRouter
+from msd.store import Manifest
+from msd.text.encoder import Encoded, TextEncoder, open_encoder
+
+COMPONENTS = "components"  # the folder inside a bundle's; its files carry the name in front of theirs
+BATCH = 64
+
+
+class TextBundle(Bundle):
+    """As ``Bundle``; its conditions by number are the prompts that its experiment was measured with.
+
+    Attributes:
+        prompts: those.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        super().__init__(folder)
+        self.folder, self.device = Path(folder), torch.device("cpu")
+        for name in self.manifest.body["files"]:
+            if name.startswith(f"{COMPONENTS}/"):
+                self.manifest.file(name)  # verified
+        self.prompts: list[str] = self.manifest.results["prompts"]
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        return open_encoder(self.folder / COMPONENTS, self.device, self.manifest.results["pooling"])
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder:
+        return open_autoencoder(self.folder / COMPONENTS, self.device)
+
+    @cached_property
+    def _hidden(self) -> Tensor:
+        """Hidden states of the known prompts, (N, L, D)."""
+        groups = (self.prompts[i : i + BATCH] for i in range(0, len(self.prompts), BATCH))
+        return torch.cat([self.encoder.encode(group).hidden for group in groups])
+
+    @property
+    def num_classes(self) -> int:
+        results = self.manifest.results
+        return len(results["prompts"])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        _, height, width = self.noise_shape
+        config = self.autoencoder.net.config
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        return config.out_channels, height * factor, width * factor
+
+    def to(self, device: torch.device) -> TextBundle:
+        """Move the networks; text encoder and autoencoder are opened there."""
+        super().to(device)
+        self.device = device
+        for name in ("encoder", "autoencoder", "_hidden"):
+            self.__dict__.pop(name, None)
+        return self
+
+    @torch.no_grad()
+    def generate_by(self, student: int, noise: Tensor, cond: Tensor, churn: NoiseSource | None = None) -> Tensor:
+        return self._draw(student, noise, self._hidden[cond], churn)
+
+    @torch.no_grad()
+    def draw_prompts(self, prompts: list[str], noise: Tensor) -> tuple[Tensor, list[int]]:
+        """Images (B, C, H, W) of any prompts, each by its owner, from noise (B, c, h, w); and the owners' numbers.
+
+        Raises:
+            ConfigError: the partition says nothing about prompts that were not in it.
+        """
+        encoded = self.encoder.encode(prompts)
+        owners = self._owners(prompts, encoded)
+        images = noise.new_empty(len(noise), *self.image_shape)
+        for k in owners.unique().tolist():
+            mine = owners == k
+            images[mine] = self._draw(k, noise[mine], encoded.hidden[mine])
+        return images, owners.tolist()
+
+    def _owners(self, prompts: list[str], encoded: Encoded) -> Tensor:
+        if len(self.networks) == 1:
+            return torch.zeros(len(prompts), dtype=torch.int64)
+        if "router.json" not in self.manifest.body["files"]:
+            raise ConfigError(
+                "These students were given the prompts of the experiment by hand; no rule says who owns another.",
+                where=str(self.manifest.path),
+                todo="Train with a partition of kind quadrants, text-kmeans or hash.",
+            )
+        router = TextRouter.load(self.folder)
+        return torch.from_numpy(router(encoded.pooled.float().cpu().numpy(), prompts))
+
+    def _draw(self, student: int, noise: Tensor, hidden: Tensor, churn: NoiseSource | None = None) -> Tensor:
+        net = self.networks[student]
+        if self.sampler is None:
+            return self.autoencoder.decode(net.generate(noise, hidden))
+        return self.autoencoder.decode(sample_teacher(net, noise, hidden, self.sampler, churn))
+
+
+def open_bundle(folder: Path | str) -> Bundle:
+    """The bundle in a folder, of classes or of text.
+
+    Raises:
+        MissingFileError, DamagedFileError: the folder is incomplete or a file is not the recorded one.
+    """
+    manifest = Manifest.read(Path(folder) / "manifest.json")
+    return TextBundle(folder) if "prompts" in manifest.results else Bundle(folder)

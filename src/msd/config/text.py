@@ -1,0 +1,85 @@
+"""Text to image: captions instead of classes, and the frozen parts around the denoiser."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
+
+from msd.config.base import Section
+from msd.config.training import Optimizer, Training
+
+
+class ClassCaptions(Section):
+    """Captions of labelled images: each image has one of the templates, filled with the name of its class."""
+
+    names: list[str] | None = Field(None, description="of the classes, in their order; null: those of the data")
+    templates: list[str] = Field(min_length=1, description="`{}` stands for the name")
+
+    @field_validator("templates")
+    @classmethod
+    def _with_a_place(cls, templates: list[str]) -> list[str]:
+        for template in templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"{template!r} must hold {{}} once, where the name goes")
+        if len(set(templates)) != len(templates):
+            raise ValueError("the templates must differ")
+        return templates
+
+
+class AutoencoderTraining(Training):
+    """Squared error and a little Kullback–Leibler divergence (arXiv 1312.6114)."""
+
+    kl_weight: NonNegativeFloat = 1e-4
+    optimizer: Optimizer
+
+
+class TinyAutoencoder(Section):
+    """A small AutoencoderKL of diffusers; every level but the last halves the side."""
+
+    channels: list[PositiveInt] = Field(min_length=1, description="of each level; multiples of `groups`")
+    latent_channels: PositiveInt = 4
+    groups: PositiveInt = Field(8, description="of the group normalisations")
+    training: AutoencoderTraining
+    seed: int = 0
+
+
+class TinyEncoder(Section):
+    """A small CLIP text model with random weights and byte pairs learnt from the captions."""
+
+    vocabulary: PositiveInt = 600
+    length: PositiveInt = Field(16, description="tokens of a prompt, with those of start and end")
+    width: PositiveInt = 64
+    layers: PositiveInt = 2
+    seed: int = 0
+
+
+class TinyComponents(Section):
+    """Made here, for miniature models."""
+
+    source: Literal["tiny"]
+    autoencoder: TinyAutoencoder
+    encoder: TinyEncoder = TinyEncoder()
+
+
+class FolderComponents(Section):
+    """Those of a diffusers pipeline."""
+
+    source: Literal["folder"]
+    path: str = Field(description="with vae/, text_encoder/ and tokenizer/, safetensors only")
+
+
+Components: TypeAlias = Annotated[TinyComponents | FolderComponents, Field(discriminator="source")]
+
+
+class Text(Section):
+    """What makes an experiment one of text to image (docs/text-to-image.md)."""
+
+    captions: ClassCaptions
+    components: Components = Field(description="autoencoder and text encoder; never trained with the students")
+    pooling: Literal["prompt", "end", "all"] = Field(
+        "prompt", description="which states the pooled embedding is the mean of; the partition is made of it"
+    )
+    prompt_dropout: float = Field(
+        0.1, ge=0, lt=1, description="share of captions that a teacher's training replaces by the empty prompt"
+    )

@@ -1,0 +1,131 @@
+"""Latents of captioned images, computed once: shards of float16 and a manifest; and what training reads of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from msd import store
+from msd.data.archive import LabelledImages
+from msd.errors import DataError
+from msd.latent.autoencoder import Autoencoder
+from msd.shards import Progress, Shards
+from msd.text.embeddings import Embeddings
+
+KIND = "latents"
+SHARD = 4096  # images
+BATCH = 64
+
+
+def encode_images(
+    images: LabelledImages,
+    autoencoder: Autoencoder,
+    identity: str,
+    out: Path,
+    *,
+    guard: Callable[[], None] = lambda: None,
+    stop: Callable[[], str | None] = lambda: None,
+    progress: Progress = lambda *_: None,
+) -> Shards:
+    """Write the latents (n, c, h, w) float16 of all images, in their order; what is whole is kept.
+
+    Args:
+        identity: of images and autoencoder.
+        out: a folder.
+        guard, stop, progress: see ``Shards.fill``.
+
+    Raises:
+        InterruptedRun: there was a reason to stop.
+        DataError: a latent is not finite in float16.
+    """
+    shards = Shards(out, "latents", ".npy", count=len(images), size=SHARD, identity=identity)
+
+    def write(path: Path, first: int, number: int) -> None:
+        parts = []
+        for start in range(first, first + number, BATCH):
+            indices = torch.arange(start, min(start + BATCH, first + number))
+            x, _ = images.batch(indices)
+            parts.append(autoencoder.encode(x.to(autoencoder.device)).half().cpu())
+        latents = torch.cat(parts)
+        if not latents.isfinite().all():
+            raise DataError("Latents are not finite in float16.", where=str(path), todo="Look at the autoencoder.")
+        store.write_with(path, lambda p: np.save(p, latents.numpy()), guard)
+
+    shards.fill(write, what="latents", guard=guard, stop=stop, progress=progress)
+    return shards
+
+
+class Prompts:
+    """The conditions of a part: hidden states (B, L, D) float32 of some of an archive's prompts.
+
+    Args:
+        embeddings: of all prompts.
+        rows: numbers of those of the part, (P,) int64.
+    """
+
+    def __init__(self, embeddings: Embeddings, rows: Tensor) -> None:
+        self._embeddings, self._rows = embeddings, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        return self._embeddings.hidden(self._rows[indices])
+
+
+class CaptionedLatents:
+    """Latents (c, h, w), memory-mapped, each with the hidden states of its caption.
+
+    Args:
+        shards: in order.
+        captions: number of each image's prompt, (N,) int64.
+        embeddings: of the prompts.
+        sha256: digest of the whole set.
+    """
+
+    def __init__(
+        self, shards: list[NDArray[np.float16]], captions: NDArray[np.int64], embeddings: Embeddings, sha256: str
+    ) -> None:
+        self._shards, self._captions, self.embeddings, self.sha256 = (
+            shards,
+            torch.from_numpy(captions),
+            embeddings,
+            sha256,
+        )
+
+    def __len__(self) -> int:
+        return len(self._captions)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        _, c, h, w = self._shards[0].shape
+        return c, h, w
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B, c, h, w) float32 and hidden states (B, L, D) float32 at ``indices`` (B,)."""
+        rows = [self._shards[i // SHARD][i % SHARD] for i in indices.tolist()]
+        return torch.from_numpy(np.stack(rows)).float(), self.embeddings.hidden(self._captions[indices])
+
+    def some_conditions(self, count: int) -> Tensor:
+        """Hidden states of prompts spread over all of them, (count, L, D)."""
+        return self.embeddings.hidden(torch.arange(count) * len(self.embeddings) // count)
+
+    def indices_of(self, prompts: list[int]) -> Tensor:
+        """Positions of all images with the given captions, ascending, (M,) int64."""
+        return torch.isin(self._captions, torch.tensor(prompts)).nonzero().flatten()
+
+
+def open_latents(manifest: store.Manifest, embeddings: Embeddings) -> CaptionedLatents:
+    """The latents of a manifest, verified by sha256.
+
+    Raises:
+        MissingFileError, DamagedFileError: a shard is missing or damaged.
+    """
+    names = [name for name in manifest.body["files"] if name.startswith("latents-")]
+    shards = [np.load(manifest.file(name), mmap_mode="r") for name in names]
+    return CaptionedLatents(shards, np.load(manifest.file("captions")), embeddings, manifest.results["sha256"])

@@ -1,0 +1,85 @@
+"""diffusers' AutoencoderKL between images and latents, frozen. Knows no denoiser and trains nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from msd.config.text import TinyAutoencoder
+from msd.errors import DamagedFileError, MissingFileError
+
+
+class Autoencoder:
+    """Images (B, C, H, W) in [-1, 1] ↔ latents (B, c, h, w) of about unit variance.
+
+    Args:
+        net: with the factor that scales its latents in its configuration.
+        device: where it computes.
+    """
+
+    def __init__(self, net: AutoencoderKL, device: torch.device | str = "cpu") -> None:
+        self.net = net.to(device).eval().requires_grad_(False)
+        self.device = torch.device(device)
+        self.scale, self.shift = float(net.config.scaling_factor), float(net.config.get("shift_factor") or 0.0)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """The mean of the posterior, scaled; nothing is drawn."""
+        return (self.net.encode(images).latent_dist.mode() - self.shift) * self.scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images, which may leave [-1, 1] a little."""
+        return self.net.decode(latents / self.scale + self.shift).sample
+
+    def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(c, h, w) of the latents of images (C, H, W)."""
+        _, height, width = image_shape
+        factor = 2 ** (len(self.net.config.block_out_channels) - 1)
+        return self.net.config.latent_channels, height // factor, width // factor
+
+
+def build_autoencoder(settings: TinyAutoencoder, channels: int) -> AutoencoderKL:
+    """A freshly initialised one for images of ``channels`` channels; its weights are a function of its seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return AutoencoderKL(**architecture(settings, channels))
+
+
+def architecture(settings: TinyAutoencoder, channels: int) -> dict[str, Any]:
+    """Arguments of AutoencoderKL."""
+    levels = len(settings.channels)
+    return {
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": list(settings.channels),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "layers_per_block": 1,
+        "latent_channels": settings.latent_channels,
+        "norm_num_groups": settings.groups,
+        "mid_block_add_attention": False,
+    }
+
+
+def open_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoencoder:
+    """The autoencoder in the folder ``vae/`` of a diffusers pipeline; safetensors only, nothing is downloaded.
+
+    Raises:
+        MissingFileError: it is not there.
+        DamagedFileError: it cannot be read.
+    """
+    vae = folder / "vae"
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        if not (vae / name).is_file():
+            raise MissingFileError("An autoencoder lacks a file.", where=str(vae / name))
+    try:
+        net = AutoencoderKL.from_pretrained(vae, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as e:
+        why = str(e).split("\n")[0]
+        raise DamagedFileError("An autoencoder cannot be read.", where=str(vae), why=why) from None
+    return Autoencoder(net, device)

@@ -1,0 +1,129 @@
+"""The frozen parts around a text-conditional denoiser, and what they make of captions and images, once for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+from msd import store
+from msd.config import Compute
+from msd.config.text import TinyEncoder
+from msd.data.archive import LabelledImages, open_half
+from msd.errors import MissingFileError
+from msd.latent.archive import encode_images
+from msd.latent.autoencoder import Autoencoder, open_autoencoder
+from msd.networks.files import fill, read_safetensors
+from msd.plan import Node
+from msd.store import Manifest
+from msd.teachers.autoencoder import AUTOENCODER_FORMAT
+from msd.text import open_prompts, texts
+from msd.text.embeddings import embed_prompts
+from msd.text.encoder import open_encoder
+from msd.text.tiny import make_tiny_encoder
+from msd.training.engine import Progress, resolve_device
+from msd.training.job import state_folder
+from msd.training.lease import Lease
+from msd.training.signals import StopRequest
+
+FOLDERS = ("vae", "text_encoder", "tokenizer")  # of a diffusers pipeline
+MEASURED = 1024  # images that the latents' scale is measured on
+
+
+def make_components(node: Node) -> Manifest:
+    """Autoencoder, tokenizer and text encoder in a diffusers layout: made here, or found in a folder.
+
+    Raises:
+        MissingFileError: the folder lacks one of them.
+    """
+    folder = components_folder(node)
+    if node.settings["source"] == "tiny":
+        captions = Manifest.read(node.inputs["captions"].manifest)
+        encoder = TinyEncoder.model_validate(node.settings["encoder"])
+        make_tiny_encoder(texts(_prompts(captions)), folder, **encoder.model_dump())
+        _write_autoencoder(Manifest.read(node.inputs["autoencoder"].manifest), open_half(captions, "train"), folder)
+    files = {str(path.relative_to(folder)): path for name in FOLDERS for path in sorted((folder / name).glob("*"))}
+    if missing := [name for name in FOLDERS if not any(file.startswith(f"{name}/") for file in files)]:
+        raise MissingFileError(
+            "A diffusers folder lacks a part.", where=", ".join(str(folder / name) for name in missing)
+        )
+    inputs = node.input_paths
+    return Manifest.write(node.manifest, kind=node.kind, settings=node.settings, inputs=inputs, files=files)
+
+
+def components_folder(node: Node) -> Path:
+    """Where the parts lie: beside the manifest, or where the configuration says."""
+    return Path(node.settings["path"]) if node.settings["source"] == "folder" else node.manifest.parent
+
+
+def _prompts(captions: Manifest) -> Any:
+    return open_prompts(Manifest.read(captions.file("prompts")))
+
+
+def _write_autoencoder(trained: Manifest, images: LabelledImages, folder: Path) -> None:
+    """The folder ``vae/``; its scaling factor brings the latents of training images to unit variance."""
+    path = trained.file("weights")
+    tensors, description = read_safetensors(path, AUTOENCODER_FORMAT)
+    net = AutoencoderKL(**description, scaling_factor=1.0)
+    fill(net, tensors, path)
+    x, _ = images.batch(torch.arange(min(MEASURED, len(images))))
+    deviation = float(Autoencoder(net).encode(x).std())
+    net.register_to_config(scaling_factor=1 / deviation)
+    net.save_pretrained(folder / "vae", safe_serialization=True)
+
+
+def embed_captions(node: Node, compute: Compute, progress: Progress) -> Manifest:
+    """Hidden states and pooled vectors of all prompts."""
+    captions, folder = _inputs(node)
+    encoder = open_encoder(folder, resolve_device(compute.device), node.settings["pooling"])
+    with _alone(node, compute, {"prompts": captions.results["sha256"], "encoder": encoder.sha256}) as (guard, stop):
+        out = node.manifest.parent
+        return embed_prompts(_prompts(captions), encoder, out, guard=guard, stop=stop, progress=progress)
+
+
+def encode_latents(node: Node, compute: Compute, progress: Progress) -> Manifest:
+    """Latents of the training images, and the number of each one's caption."""
+    captions, folder = _inputs(node)
+    autoencoder = open_autoencoder(folder, resolve_device(compute.device))
+    weights = Manifest.read(node.inputs["components"].manifest).sha256("vae/diffusion_pytorch_model.safetensors")
+    identity = {"images": captions.sha256("train-images"), "autoencoder": weights}
+    with _alone(node, compute, identity) as (guard, stop):
+        images = open_half(captions, "train")
+        digest, out = store.digest(identity), node.manifest.parent
+        shards = encode_images(images, autoencoder, digest, out, guard=guard, stop=stop, progress=progress)
+        return Manifest.write(
+            node.manifest,
+            kind=node.kind,
+            settings=node.settings,
+            inputs=node.input_paths,
+            files={**shards.files, "captions": captions.file("train-labels")},
+            results={"images": len(images), "sha256": store.digest([digest, captions.results["sha256"]])},
+            identity=digest,
+        )
+
+
+def _inputs(node: Node) -> tuple[Manifest, Path]:
+    """The captions, and the folder of the components, verified."""
+    components = Manifest.read(node.inputs["components"].manifest)
+    for name in components.body["files"]:
+        components.file(name)
+    return Manifest.read(node.inputs["captions"].manifest), components_folder(node.inputs["components"])
+
+
+@contextmanager
+def _alone(
+    node: Node, compute: Compute, identity: dict[str, Any]
+) -> Iterator[tuple[Callable[[], None], Callable[[], str | None]]]:
+    """One writer at a time, who looks before every rename and stops on a signal."""
+    torch.set_num_threads(compute.threads)
+    _, folder = state_folder(node, identity)
+    waiting = f"{node.label}: another job makes them; waiting"
+    with (
+        Lease(folder, on_wait=lambda: print(waiting, flush=True), work=str(node.manifest)) as lease,
+        StopRequest() as stop,
+    ):
+        yield lease.check, lambda: stop.requested
