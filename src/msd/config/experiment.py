@@ -238,7 +238,8 @@ def cross_check(experiment: Experiment) -> list[str]:
 def _text_problems(experiment: Experiment) -> list[str]:
     """What speaks of text where there is none, and of pixels where there is."""
     teacher = experiment.teacher.network if isinstance(experiment.teacher, TeacherTrainSource) else None
-    networks = {f"networks.{name}": network for name, network in experiment.networks.items()}
+    used = {variant.network for variant in experiment.variants.values() if isinstance(variant, StudentVariant)}
+    networks = {f"networks.{name}": network for name, network in experiment.networks.items() if name in used}
     networks |= {"teacher.network": teacher} if teacher else {}
     text, problems = experiment.text is not None, []
     for where, network in networks.items():

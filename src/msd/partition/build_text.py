@@ -12,7 +12,7 @@ from msd.partition.build import PARTITION_SCHEMA
 from msd.partition.text_fit import fit_router
 from msd.partition.text_report import describe_parts
 from msd.store import Manifest, write_json
-from msd.text import open_prompts, texts
+from msd.text.archive import open_prompts, texts
 from msd.text.embeddings import open_embeddings
 
 SPEC: TypeAdapter[TextPartitionSpec] = TypeAdapter(TextPartitionSpec)

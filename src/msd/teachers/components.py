@@ -21,7 +21,7 @@ from msd.networks.files import fill, read_safetensors
 from msd.plan import Node
 from msd.store import Manifest
 from msd.teachers.autoencoder import AUTOENCODER_FORMAT
-from msd.text import open_prompts, texts
+from msd.text.archive import open_prompts, texts
 from msd.text.embeddings import embed_prompts
 from msd.text.encoder import open_encoder
 from msd.text.tiny import make_tiny_encoder
