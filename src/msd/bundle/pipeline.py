@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import diffusers
-from diffusers import DDIMScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import save_file
 
 from msd import store
@@ -79,6 +79,7 @@ def one_step(schedule: Schedule) -> DDIMScheduler:
         timestep_spacing="trailing",
         set_alpha_to_one=True,
         clip_sample=False,
+        steps_offset=1,  # means nothing for trailing steps; pipelines warn of another
         prediction_type="epsilon",
     )
 

@@ -100,7 +100,7 @@ def weights_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors files of a diffusers model's folder: one, or the shards that an index names.
 
     Raises:
-        MissingFileError: there are none.
+        MissingFileError: there are none, or a shard is missing.
         UnsafeFileError: there are pickles only.
         DamagedFileError: the index names no file.
     """
@@ -110,7 +110,10 @@ def weights_files(folder: Path) -> tuple[Path, ...]:
         names = _dictionary(folder / INDEX).get("weight_map")
         if not isinstance(names, dict) or not names:
             raise DamagedFileError("An index of weights names no file.", where=str(folder / INDEX))
-        return tuple(folder / Path(name).name for name in sorted(set(names.values())))
+        shards = tuple(folder / Path(name).name for name in sorted(set(names.values())))
+        if missing := [str(path) for path in shards if not path.is_file()]:
+            raise MissingFileError("A part of a network's weights is missing.", where=missing[0])
+        return shards
     if any((folder / name).exists() for name in PICKLES):
         raise UnsafeFileError(
             "The weights of a diffusers model are a pickle; it was not read.",
@@ -183,8 +186,6 @@ def _read(files: tuple[Path, ...]) -> dict[str, Tensor]:
     for path in files:
         try:
             tensors |= load_file(path)
-        except FileNotFoundError:
-            raise MissingFileError("A part of a network's weights is missing.", where=str(path)) from None
         except (SafetensorError, OSError) as e:
             raise DamagedFileError("A weights file cannot be read.", where=str(path), why=str(e)) from None
     return tensors
