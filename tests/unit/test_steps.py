@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from tiny import BATCH, adm_step, copies, dm_step, draws_of, images_and_conditions, moved, tensors, tsm_step
+from tiny_latent import latent_adm_step, latent_dm_step, latent_tsm_step
 
 from msd.distill import dm
+from msd.distill.adm import AdmStep
 from msd.distill.dm import DmStep, Generated
+from msd.distill.tsm import TsmStep
 
 RATIO = 3
 Make = Callable[..., DmStep]
-both = pytest.mark.parametrize("make", [dm_step, adm_step], ids=["dm", "adm"])
+ADVERSARIAL = {"adm": adm_step, "latent adm": latent_adm_step}
+BOTH = {"dm": dm_step, "latent dm": latent_dm_step, **ADVERSARIAL}
+ALL = {**BOTH, "tsm": tsm_step, "latent tsm": latent_tsm_step}
+both = pytest.mark.parametrize("make", BOTH.values(), ids=BOTH)  # of pixels and classes, of latents and texts
+adversarial = pytest.mark.parametrize("make", ADVERSARIAL.values(), ids=ADVERSARIAL)
 
 
 def networks(step: DmStep) -> dict[str, torch.nn.Module]:
@@ -46,8 +54,9 @@ def test_critic_update_moves_the_critics_only(make: Make) -> None:
     assert found.keys() == networks(step).keys() - {"student", "teacher"}
 
 
-def test_every_weight_of_the_student_learns() -> None:
-    step = dm_step(part=(0, 1, 2, 3))
+@pytest.mark.parametrize("make", [partial(dm_step, part=(0, 1, 2, 3)), latent_dm_step], ids=["dm", "latent dm"])
+def test_every_weight_of_the_student_learns(make: Make) -> None:
+    step = make()
     found = moved_by(step, lambda: step._update_student([draws_of(step)]))
     assert found["student"] == set(dict(step.student.named_parameters()))
 
@@ -62,14 +71,16 @@ def test_discriminator_gradient_reaches_the_fake_scores_encoder_only() -> None:
     assert not any(name.startswith("model.dec.") for name in reached)
 
 
-def test_adversarial_term_reaches_the_student() -> None:
-    step = adm_step()
+@adversarial
+def test_adversarial_term_reaches_the_student(make: Callable[..., AdmStep]) -> None:
+    step = make()
     x, cond = images_and_conditions(step)
     with dm.frozen(step.fake_score, step.discriminator):
         terms, _ = step._student_terms(x, cond, draws_of(step))
         terms["adversarial"].backward()
     assert any(p.grad is not None and p.grad.any() for p in step.student.parameters())
-    assert not any(p.grad is not None for p in step.discriminator.parameters())
+    others = (step.discriminator, step.fake_score, step.teacher)
+    assert not any(p.grad is not None for net in others for p in net.parameters())
 
 
 @both
@@ -132,22 +143,24 @@ def test_average_starts_where_it_is_told() -> None:
 
 @both
 def test_journal_values_are_the_agreed_ones(make: Make) -> None:
-    values = make()(0)
+    step = make()
+    values = step(0)
     common = {"dm_loss", "fake_score_loss", "dm_gradient_mean_abs", "dm_nonfinite_share", "sample_spread"}
     further = {"generator_adversarial_loss", "discriminator_loss", "logits_real", "logits_fake"}
-    assert values.keys() == common | (further if make is adm_step else set())
+    assert values.keys() == common | (further if isinstance(step, AdmStep) else set())
     assert all(v.ndim == 0 and torch.isfinite(v) for v in values.values())
 
 
-def test_tsm_moves_the_student_towards_the_teacher() -> None:
-    step = tsm_step()
+@pytest.mark.parametrize("make", [tsm_step, latent_tsm_step], ids=["tsm", "latent tsm"])
+def test_tsm_moves_the_student_towards_the_teacher(make: Callable[..., TsmStep]) -> None:
+    step = make()
     before = copies(step.teacher)
     losses = [float(step(start)["loss"]) for start in range(0, 60 * BATCH, BATCH)]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
     assert not moved(step.teacher, before)
 
 
-@pytest.mark.parametrize("make", [dm_step, adm_step, tsm_step], ids=["dm", "adm", "tsm"])
+@pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 def test_state_holds_everything_that_a_step_moves(make: Callable[..., Any]) -> None:
     step, other = make(), make()
     step(0)

@@ -9,18 +9,21 @@ from typing import Any
 import torch
 
 from msd.errors import ConfigError, DamagedFileError
+from msd.networks.backbone import Backbone
 from msd.networks.files import load_network, save_network
-from msd.networks.precond import Preconditioned
 from msd.store import code_version, file_record, sha256_file, write_json
 
 
-def convert(source: Path, out: Path, net: Preconditioned | None = None) -> dict[str, Any]:
+def convert(
+    source: Path, out: Path, net: Backbone | None = None, further: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Write the network of ``source`` to ``out`` and check that it comes back exactly.
 
     Args:
         source: an EDM pickle, or any file that ``net`` was read from.
         out: the safetensors file; its origin goes beside it with the ending .json, as ``msd export`` writes it.
         net: the network, if it was read already.
+        further: what else is known of the source.
 
     Returns:
         The origin.
@@ -48,7 +51,8 @@ def convert(source: Path, out: Path, net: Preconditioned | None = None) -> dict[
         aside.replace(out)
     origin = {
         "weights": file_record(out, out.parent),
-        "converted_from": {"name": source.name, "sha256": sha256_file(source), "bytes": source.stat().st_size},
+        "converted_from": {"name": source.name, "sha256": sha256_file(source), "bytes": source.stat().st_size}
+        | (further or {}),
         "parameters": net.num_parameters,
         "image_shape": list(net.image_shape),
         "num_classes": net.num_conditions,

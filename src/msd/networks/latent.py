@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from msd.config import TextNetwork
@@ -20,14 +20,18 @@ from msd.diffusion.grids import scaled_linear_alphas
 from msd.errors import ConfigError
 from msd.networks.backbone import Backbone
 
-UNSUPPORTED = {  # diffusers' options under which the network's forward does more than ours
+UNSUPPORTED = {  # diffusers' options under which the network's forward is another than ours
     "addition_embed_type": None,
     "class_embed_type": None,
     "num_class_embeds": None,
     "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "time_embedding_act_fn": None,
     "time_cond_proj_dim": None,
     "dual_cross_attention": False,
     "center_input_sample": False,
+    "attention_type": "default",
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
 }
 
 
@@ -180,7 +184,8 @@ class LatentDenoiser(Backbone):
     @property
     def features_shape(self) -> tuple[int, int]:
         unet = self.model.unet.config
-        return unet.block_out_channels[-1], self.image_shape[-1] // 2 ** (len(unet.block_out_channels) - 1)
+        halvings = len(unet.block_out_channels) - 1
+        return unet.block_out_channels[-1], -(-self.image_shape[-1] // 2**halvings)  # an odd side is rounded up
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         return self.noise_grid[self.timestep(sigma)].to(sigma.dtype)
