@@ -78,7 +78,7 @@ def open_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoen
         if not (vae / name).is_file():
             raise MissingFileError("An autoencoder lacks a file.", where=str(vae / name))
     try:
-        net = AutoencoderKL.from_pretrained(vae, use_safetensors=True, local_files_only=True)
+        net = AutoencoderKL.from_pretrained(vae, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, RuntimeError, KeyError) as e:
         why = str(e).split("\n")[0]
         raise DamagedFileError("An autoencoder cannot be read.", where=str(vae), why=why) from None
