@@ -58,7 +58,7 @@ class TextBundle(Bundle):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         _, height, width = self.noise_shape
-        config = self.autoencoder.net.config
+        config = self.autoencoder.config
         factor = 2 ** (len(config.block_out_channels) - 1)
         return config.out_channels, height * factor, width * factor
 

@@ -1,4 +1,4 @@
-"""``msd sample``: draw images of a class or of a prompt, and say which student made them."""
+"""``msd sample`` and ``msd pipeline``: images of a class or a prompt, and students as diffusers pipelines."""
 
 from __future__ import annotations
 
@@ -31,6 +31,21 @@ def sample(arguments: argparse.Namespace) -> None:
         raise ConfigError("These students know classes, no prompts.", where=str(arguments.bundle), todo="Give --class.")
     save_grid(to_uint8(images).numpy(), arguments.out)
     print(f"{arguments.out}: {count} images of {what} by student {owner}, NFE {bundle.nfe}")
+
+
+def pipeline(arguments: argparse.Namespace) -> None:
+    from msd.bundle.pipeline import write_pipeline
+    from msd.bundle.text import COMPONENTS, TextBundle, open_bundle
+    from msd.networks.latent import LatentDenoiser
+
+    bundle = open_bundle(arguments.bundle)
+    if not isinstance(bundle, TextBundle):
+        raise ConfigError("Only students of text to image make a diffusers pipeline.", where=str(arguments.bundle))
+    for k, student in enumerate(bundle.networks):
+        assert isinstance(student, LatentDenoiser)
+        folder = arguments.out / f"student-{k}"
+        write_pipeline(student, bundle.folder / COMPONENTS, folder)
+        print(f"{folder}: StableDiffusionPipeline, num_inference_steps=1, guidance_scale=0")
 
 
 def _folder(arguments: argparse.Namespace) -> Path:
@@ -68,3 +83,9 @@ def register(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     parser.add_argument("--out", type=Path, required=True, help="a picture file, e.g. three.png")
     add_configuration(parser)
+
+    about = "write each student of a bundle of text to image as a diffusers pipeline"
+    parser = commands.add_parser("pipeline", help=about, **texts(about, ["msd pipeline out/ pipelines/"]))
+    parser.set_defaults(run=pipeline)
+    parser.add_argument("bundle", type=Path, help="a folder written by `msd bundle`")
+    parser.add_argument("out", type=Path, help="a folder that gets one folder for each student")

@@ -22,6 +22,12 @@ def convert(arguments: argparse.Namespace) -> None:
 
     if arguments.sha256 is not None:
         verify_sha256(arguments.source, arguments.sha256)
+    if arguments.source.is_dir():
+        from msd.networks.diffusers_files import adopt_pipeline
+
+        origin = adopt_pipeline(arguments.source, arguments.out)
+        print(f"{arguments.out}: {origin['parameters']:,} parameters, sha256 {origin['weights']['sha256']}")
+        return
     net = None
     if arguments.like is None and arguments.source.suffix == ".bin":
         raise ConfigError(
@@ -52,13 +58,14 @@ def register(teacher: CommandParser) -> None:
     parser = teacher.add_action(
         "convert",
         convert,
-        "write an EDM pickle or a DMD2 checkpoint as safetensors, without running anything in it",
+        "write an EDM pickle, a DMD2 checkpoint or a diffusers folder as safetensors, running nothing in it",
         [
             "msd teacher convert edm-imagenet-64x64-cond-adm.pkl teacher.safetensors",
+            "msd teacher convert stable-diffusion-v1-5/ teacher.safetensors",
             "msd teacher convert pytorch_model.bin student.safetensors --like edm-imagenet-64x64-cond-adm",
         ],
     )
-    parser.add_argument("source", type=Path, help="the file to read")
+    parser.add_argument("source", type=Path, help="the file or diffusers folder to read")
     parser.add_argument("out", type=Path, help="the safetensors file to write; its origin goes beside it, as .json")
     parser.add_argument("--sha256", metavar="HEX", help="refuse the source unless this is its digest")
     parser.add_argument("--like", metavar="NAME", help="a DMD2 checkpoint: the known teacher whose network it has")

@@ -194,8 +194,8 @@ def cross_check(experiment: Experiment) -> list[str]:
     known = KNOWN.get(teacher.name) if isinstance(teacher, KnownSource) else None
     if isinstance(teacher, KnownSource) and known is None:
         problems.append(f"teacher.name: no known teacher {teacher.name!r}{nearest(teacher.name, list(KNOWN))}")
-    if known is not None and known.classes is None:
-        problems.append("teacher.name: this teacher is conditioned on text, the stages here are for classes")
+    if known is not None and (known.classes is None) != (experiment.text is not None):
+        problems.append("teacher.name: a teacher that is conditioned on text goes with the section `text`")
     problems += _text_problems(experiment)
     for claim in experiment.claims:
         for name in claim.variants:

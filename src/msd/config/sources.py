@@ -95,6 +95,14 @@ class KnownSource(Section):
     network: Network | None = Field(None, description="for plans before the download; the file must hold this one")
 
 
+class DiffusersSource(Section):
+    """A text-conditional teacher: a diffusers folder, or one .safetensors file of the layout of the first release."""
+
+    source: Literal["diffusers"]
+    path: str
+    components: str | None = Field(None, description="of a single file: the diffusers folder with its text encoder")
+
+
 class TeacherTrainSource(Section):
     source: Literal["train"]
     network: AnyNetwork
@@ -115,7 +123,8 @@ class ClassifierTrainSource(Section):
 
 
 TeacherSource: TypeAlias = Annotated[
-    FileSource | UrlSource | HubSource | KnownSource | TeacherTrainSource, Field(discriminator="source")
+    FileSource | UrlSource | HubSource | KnownSource | DiffusersSource | TeacherTrainSource,
+    Field(discriminator="source"),
 ]
 ClassifierSource: TypeAlias = Annotated[
     FileSource | UrlSource | HubSource | ClassifierTrainSource, Field(discriminator="source")

@@ -69,7 +69,14 @@ class FolderComponents(Section):
     path: str = Field(description="with vae/, text_encoder/ and tokenizer/, safetensors only")
 
 
-Components: TypeAlias = Annotated[TinyComponents | FolderComponents, Field(discriminator="source")]
+class KnownComponents(Section):
+    """Those of a published teacher (docs/teachers.md)."""
+
+    source: Literal["known"]
+    name: str
+
+
+Components: TypeAlias = Annotated[TinyComponents | FolderComponents | KnownComponents, Field(discriminator="source")]
 
 
 class Text(Section):

@@ -32,6 +32,6 @@ def sampled_side_by_side(
     cond = cond.to(draws.device)
     shape = next(iter([*samplers.values(), *one_step.values()])).image_shape
     noise = draws.normal("picture", 0, (len(cond), *shape)).to(draws.device)
-    columns = [sample_teacher(net, noise, cond, SAMPLER) for net in samplers.values()]
-    columns += [net.generate(noise, cond) for net in one_step.values()]
+    columns = [net.visible(sample_teacher(net, noise, cond, SAMPLER)) for net in samplers.values()]
+    columns += [net.visible(net.generate(noise, cond)) for net in one_step.values()]
     return Picture(torch.stack([c.float() for c in columns], dim=1), [*samplers, *one_step])

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
-from torch import Tensor
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor, nn
 
 from msd.config.text import TinyAutoencoder
 from msd.errors import DamagedFileError, MissingFileError
@@ -22,9 +22,12 @@ class Autoencoder:
     """
 
     def __init__(self, net: AutoencoderKL, device: torch.device | str = "cpu") -> None:
-        self.net = net.to(device).eval().requires_grad_(False)
+        nn.Module.to(net, device)  # diffusers' own has a signature that no checker understands
+        self.net = net.eval().requires_grad_(False)
         self.device = torch.device(device)
-        self.scale, self.shift = float(net.config.scaling_factor), float(net.config.get("shift_factor") or 0.0)
+        config: Any = net.config
+        self.config = config
+        self.scale, self.shift = float(config.scaling_factor), float(config.get("shift_factor") or 0.0)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -39,8 +42,8 @@ class Autoencoder:
     def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """(c, h, w) of the latents of images (C, H, W)."""
         _, height, width = image_shape
-        factor = 2 ** (len(self.net.config.block_out_channels) - 1)
-        return self.net.config.latent_channels, height // factor, width // factor
+        factor = 2 ** (len(self.config.block_out_channels) - 1)
+        return self.config.latent_channels, height // factor, width // factor
 
 
 def build_autoencoder(settings: TinyAutoencoder, channels: int) -> AutoencoderKL:

@@ -100,6 +100,10 @@ class Backbone(nn.Module, ABC):
     def condition_embeddings(self) -> Tensor:
         """The network's own embedding of each condition, (num_conditions, E) float32."""
 
+    def visible(self, x: Tensor) -> Tensor:
+        """What it denoises (B, C, H, W), as something to look at: (B, 1 or 3, H, W) in about [-1, 1]."""
+        return x
+
     def generate(self, noise: Tensor, cond: Tensor) -> Tensor:
         """One step: unit noise (B, C, H, W) under conditions (B,) → images (B, C, H, W). NFE 1."""
         level = torch.full((), self.student_level, dtype=torch.float32, device=noise.device)  # no copy from the host

@@ -89,29 +89,25 @@ def build_latent(network: TextNetwork, image_shape: tuple[int, int, int], seed: 
     """A freshly initialised denoiser of latents (C, h, w); its weights are a function of ``seed`` alone.
 
     Raises:
-        ConfigError: diffusers cannot build such a UNet, or it has parts that are not supported.
+        ConfigError: see ``text_unet``.
     """
-    given = network.unet | {
-        "sample_size": image_shape[-1],
-        "in_channels": image_shape[0],
-        "out_channels": image_shape[0],
-    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            model = TextUNet(given)
-        except (TypeError, ValueError, RuntimeError) as e:
-            why = str(e).split("\n")[0]
-            raise ConfigError("diffusers cannot build this UNet.", where="unet", why=why) from None
-    net = LatentDenoiser(
-        model, image_shape=image_shape, text_shape=network.text_shape, schedule=network.schedule.model_dump()
-    )
-    net.description = {
-        "network": network.model_dump(mode="json", exclude_defaults=True),
-        "image_shape": list(image_shape),
-        "num_conditions": 0,
-    }
-    return net
+        return LatentDenoiser.of(text_unet(network, image_shape), network, image_shape)
+
+
+def text_unet(network: TextNetwork, image_shape: tuple[int, int, int]) -> TextUNet:
+    """The UNet alone, freshly initialised from torch's global stream.
+
+    Raises:
+        ConfigError: diffusers cannot build such a UNet, or it has parts that are not supported.
+    """
+    channels, _, side = image_shape
+    try:
+        return TextUNet(network.unet | {"sample_size": side, "in_channels": channels, "out_channels": channels})
+    except (TypeError, ValueError, RuntimeError) as e:
+        why = str(e).split("\n")[0]
+        raise ConfigError("diffusers cannot build this UNet.", where="unet", why=why) from None
 
 
 def _of_text(block: nn.Module, text: Tensor) -> dict[str, Tensor]:
@@ -151,6 +147,18 @@ class LatentDenoiser(Backbone):
         self.register_buffer("noise_grid", ((1 - self.alphas) / self.alphas).sqrt().float(), persistent=False)
         self.register_buffer("empty", torch.zeros(text_shape))
         self.known_sigmas = (float(self.noise_grid[0]), float(self.noise_grid[-1]))
+
+    @classmethod
+    def of(cls, model: TextUNet, network: TextNetwork, image_shape: tuple[int, int, int]) -> LatentDenoiser:
+        """The denoiser around a UNet that was built from the description ``network``."""
+        schedule = network.schedule.model_dump()
+        net = cls(model, image_shape=image_shape, text_shape=network.text_shape, schedule=schedule)
+        net.description = {
+            "network": network.model_dump(mode="json", exclude_defaults=True),
+            "image_shape": list(image_shape),
+            "num_conditions": 0,
+        }
+        return net
 
     @property
     def condition_shape(self) -> tuple[int, ...]:
@@ -214,6 +222,10 @@ class LatentDenoiser(Backbone):
         """One step at the last timestep, whose input is the noise itself (DMD2). NFE 1."""
         last = torch.full((len(noise),), len(self.alphas) - 1, device=noise.device)
         return self._x0(noise.float(), last, cond)[0]
+
+    def visible(self, x: Tensor) -> Tensor:
+        """The mean of the latents' channels: shapes can be told, no more."""
+        return x.mean(dim=1, keepdim=True)
 
     def condition_embeddings(self) -> Tensor:
         raise ConfigError("A text-conditional network has no table of conditions.", todo="Split prompts instead.")

@@ -73,8 +73,9 @@ class Preconditioned(Backbone):
         return [module for module in self.model.modules() if isinstance(module, UNetBlock)]
 
     def set_recompute(self, on: bool) -> None:
-        for block in self.blocks:
-            block.recompute = on
+        for module in self.model.modules():
+            if isinstance(module, UNetBlock):
+                module.recompute = on
 
     @property
     def student_level(self) -> float:

@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from msd.config import Network
+from msd.config import Network, TextNetwork
 from msd.networks.files import raw_network
 
 
@@ -35,15 +35,22 @@ class Cost:
         return self.flops / 1e9
 
 
-def network_cost(network: Network, image_shape: tuple[int, int, int], num_conditions: int) -> Cost:
-    """Parameters, FLOPs and activations of a network for images (C, H, W)."""
-    fold = network.pixel_unshuffle
+def network_cost(network: Network | TextNetwork, image_shape: tuple[int, int, int], num_conditions: int) -> Cost:
+    """Parameters, FLOPs and activations of a network for images, or latents, (C, H, W)."""
     channels, height, width = image_shape
+    model: nn.Module
     with torch.device("meta"):
-        model = raw_network(network, image_shape, num_conditions)
-        x = torch.empty(1, channels * fold**2, height // fold, width // fold)
         level = torch.empty(1)
-        labels = torch.empty(1, num_conditions) if num_conditions else None
+        if isinstance(network, TextNetwork):
+            from msd.networks.latent import text_unet
+
+            model = text_unet(network, image_shape)
+            given = [torch.empty(1, *image_shape), level, torch.empty(1, *network.text_shape)]
+        else:
+            fold = network.pixel_unshuffle
+            model = raw_network(network, image_shape, num_conditions)
+            x = torch.empty(1, channels * fold**2, height // fold, width // fold)
+            given = [x, level, *([torch.empty(1, num_conditions)] if num_conditions else [])]
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -56,6 +63,6 @@ def network_cost(network: Network, image_shape: tuple[int, int, int], num_condit
 
     alive: list[Tensor] = []  # so that no storage's address is used twice
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        model(x, level, labels)
+        model(*given)
     parameters = sum(math.prod(p.shape) for p in model.parameters())
     return Cost(parameters, counter.get_total_flops(), sum(kept.values()))

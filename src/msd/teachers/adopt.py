@@ -26,7 +26,7 @@ def adopt_teacher(node: Node, experiment: Experiment) -> Manifest:
         MissingFileError, DamagedFileError, DownloadError: it cannot be had (``weights.fetch_weights``) or read.
         UnsafeFileError: a pickle that holds more than a network; nothing of it was run.
     """
-    path, origin = fetch_weights(node.settings)
+    path, origin = _fetch(node)
     if path.suffix == ".pkl":
         from msd.networks.convert import convert
 
@@ -38,8 +38,33 @@ def adopt_teacher(node: Node, experiment: Experiment) -> Manifest:
     if isinstance(experiment.teacher, KnownSource):
         _check(experiment.teacher, description, path)
     students = [v.students for v in experiment.variants.values() if isinstance(v, StudentVariant)]
-    check_split(description["num_conditions"], max(students, default=1), str(path))
+    if experiment.text is None:
+        check_split(description["num_conditions"], max(students, default=1), str(path))
     return record_weights(node.manifest, node.kind, node.settings, path, origin, NETWORK_FORMAT)
+
+
+def _fetch(node: Node) -> tuple[Path, dict[str, Any]]:
+    """The file, and its origin; of a text-conditional teacher a file of ours, written beside the manifest."""
+    settings, out = node.settings, node.manifest.parent / "weights.safetensors"
+    if settings["source"] == "known" and KNOWN[settings["name"]].classes is None:
+        folder, origin = fetch_weights(settings)
+        from msd.networks.diffusers_files import adopt_pipeline
+
+        return out, origin | adopt_pipeline(folder, out)
+    if settings["source"] != "diffusers":
+        return fetch_weights(settings)
+    from msd.networks.diffusers_files import adopt_pipeline, adopt_single_file
+
+    path = Path(settings["path"])
+    if path.is_dir():
+        return out, adopt_pipeline(path, out)
+    if settings["components"] is None:
+        raise ConfigError(
+            "A single file holds no text encoder that is read.",
+            where="teacher.components",
+            todo="Name a diffusers folder with text_encoder/ and tokenizer/.",
+        )
+    return out, adopt_single_file(path, Path(settings["components"]), out)
 
 
 def _check(teacher: KnownSource, description: dict[str, Any], path: Path) -> None:
@@ -47,15 +72,17 @@ def _check(teacher: KnownSource, description: dict[str, Any], path: Path) -> Non
     name = teacher.name
     promised = (KNOWN[name].resolution, KNOWN[name].classes)
     found = (description["image_shape"][-1], description["num_conditions"])
-    if found != promised:
+    if KNOWN[name].classes is not None and found != promised:
         raise DamagedFileError(
             f"The file of the teacher {name!r} holds another network.",
             where=str(path),
             why=f"images of {found[0]} pixels, {found[1]} classes; expected {promised[0]} and {promised[1]}",
             todo="Remove it from the download folder (MSD_CACHE) and run the same command again.",
         )
+    if teacher.network is None:
+        return
     given, held = teacher.network, Network.model_validate(description["network"])
-    if given is not None and given.model_dump(exclude=NOT_SHAPE) != held.model_dump(exclude=NOT_SHAPE):
+    if given.model_dump(exclude=NOT_SHAPE) != held.model_dump(exclude=NOT_SHAPE):
         raise ConfigError(
             f"The teacher {name!r} is another network than the configuration says.",
             where="teacher.network",

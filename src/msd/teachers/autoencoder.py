@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from msd.config import Compute
@@ -33,8 +34,9 @@ class AutoencoderStep(Step):
         draws: random streams.
     """
 
-    def __init__(self, net: nn.Module, data: TrainingImages, settings: AutoencoderTraining, draws: Draws) -> None:
-        self.net, self.data, self.settings, self.draws = net.train().requires_grad_(True), data, settings, draws
+    def __init__(self, net: AutoencoderKL, data: TrainingImages, settings: AutoencoderTraining, draws: Draws) -> None:
+        self.net: AutoencoderKL = net.train().requires_grad_(True)
+        self.data, self.settings, self.draws = data, settings, draws
         self.batch_size = settings.batch_size
         self.updaters = {"": Updater(net, settings.optimizer)}
         self.emas = averages_of(net, settings, "weights")
@@ -64,7 +66,9 @@ def train_autoencoder(node: Node, compute: Compute, progress: Progress) -> Manif
 
     def make_step(micro_batch: int | None) -> AutoencoderStep:
         draws = draws_of_process(stream_seed(tiny.seed, "autoencoder", 0), device, micro_batch)
-        return AutoencoderStep(copy.deepcopy(net).to(device), data, tiny.training, draws)
+        fresh = copy.deepcopy(net)
+        nn.Module.to(fresh, device)
+        return AutoencoderStep(fresh, data, tiny.training, draws)
 
     def save(_: nn.Module, path: Path, state: dict[str, Tensor]) -> None:
         write_safetensors(path, state, AUTOENCODER_FORMAT, description)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from msd import store
 from msd.config import Compute
@@ -29,6 +29,7 @@ from msd.training.engine import Progress, resolve_device
 from msd.training.job import state_folder
 from msd.training.lease import Lease
 from msd.training.signals import StopRequest
+from msd.weights import fetch_weights
 
 FOLDERS = ("vae", "text_encoder", "tokenizer")  # of a diffusers pipeline
 MEASURED = 1024  # images that the latents' scale is measured on
@@ -56,7 +57,9 @@ def make_components(node: Node) -> Manifest:
 
 
 def components_folder(node: Node) -> Path:
-    """Where the parts lie: beside the manifest, or where the configuration says."""
+    """Where the parts lie: beside the manifest, where the configuration says, or where they were downloaded."""
+    if node.settings["source"] == "known":
+        return fetch_weights(node.settings)[0]
     return Path(node.settings["path"]) if node.settings["source"] == "folder" else node.manifest.parent
 
 

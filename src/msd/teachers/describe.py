@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from msd.config import KnownSource, Network, TeacherTrainSource
+from msd.config import DiffusersSource, KnownSource, Network, TeacherTrainSource, TextNetwork, TinyComponents
 from msd.data.images import arrays
 from msd.data.sources import open_source
+from msd.errors import ConfigError
 from msd.networks.edm_pickle import read_edm_pickle
 from msd.networks.files import described_network
-from msd.networks.published import published_network
+from msd.networks.published import LATENT_CHANNELS, LATENT_FACTOR, published_network, published_text_network
 from msd.plan import Plan
 from msd.registry import KNOWN
 from msd.weights import NETWORK_FORMAT, fetch_weights, read_header
 
+Description = tuple[Network | TextNetwork, tuple[int, int, int], int]
 
-def describe_teacher(plan: Plan) -> tuple[Network, tuple[int, int, int], int]:
+
+def describe_teacher(plan: Plan) -> Description:
     """Architecture, image shape (C, H, W) and number of classes of the teacher. Loads no weights, and downloads none of
     a known teacher.
 
@@ -27,12 +30,32 @@ def describe_teacher(plan: Plan) -> tuple[Network, tuple[int, int, int], int]:
         data = plan.experiment.data
         images = open_source(data.source, data.path or "", data.classes)
         channels, height, width = next(arrays(images)).shape
+        if isinstance(source.network, TextNetwork):
+            return source.network, _latent_shape(plan, height, width), 0
         return source.network, (channels, height, width), images.num_classes
     if isinstance(source, KnownSource):
+        if KNOWN[source.name].classes is None:
+            return *published_text_network(KNOWN[source.name]), 0
         network, image_shape, classes = published_network(KNOWN[source.name])
         return source.network or network, image_shape, classes
+    if isinstance(source, DiffusersSource):
+        raise ConfigError(
+            "A diffusers teacher is described when it is adopted.",
+            where="teacher",
+            todo="Run `msd teacher` first, and name what it wrote: {source: file, path: …/weights.safetensors}.",
+        )
     path, _ = fetch_weights(source.model_dump(mode="json"))
     if path.suffix == ".pkl":
         file = read_edm_pickle(path)
         return file.network, file.image_shape, file.num_conditions
     return described_network(read_header(path, NETWORK_FORMAT).description, path)
+
+
+def _latent_shape(plan: Plan, height: int, width: int) -> tuple[int, int, int]:
+    """Of images of height × width pixels, by the autoencoder that is made here, or by Stable Diffusion's."""
+    text = plan.experiment.text
+    channels, factor = LATENT_CHANNELS, LATENT_FACTOR
+    if text is not None and isinstance(text.components, TinyComponents):
+        made = text.components.autoencoder
+        channels, factor = made.latent_channels, 2 ** (len(made.channels) - 1)
+    return channels, height // factor, width // factor

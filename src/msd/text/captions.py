@@ -5,6 +5,7 @@ The manifest is that of a data set whose classes are prompts, so all that measur
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def caption_images(out: Path, settings: dict[str, Any], inputs: dict[str, Path])
         labels = np.load(data.file(f"{half}-labels"))
         template = np.random.default_rng(0).integers(0, len(captions.templates), len(labels))
         rows = labels * len(captions.templates) + template
-        store.write_with(files[f"{half}-labels"], lambda p, rows=rows: np.save(p, rows))
+        store.write_with(files[f"{half}-labels"], partial(np.save, arr=rows))
     results = {
         "sha256": store.digest({"data": data.results["sha256"], "prompts": prompts}),
         "num_classes": len(prompts),

@@ -99,9 +99,9 @@ class DryRun(Generic[S]):
             ConfigError: the images' size does not suit the network.
         """
         if isinstance(network, TextNetwork):
-            from msd.networks.latent import build_latent
+            from msd.networks.latent import LatentDenoiser, text_unet
 
-            latent = self.hollow(lambda: build_latent(network, image_shape, seed=0))
+            latent = LatentDenoiser.of(self.hollow(lambda: text_unet(network, image_shape)), network, image_shape)
             latent.autocast = torch.bfloat16 if self.settings.precision == "bfloat16" else None
             latent.set_recompute(self._compute.gradient_checkpointing)
             return latent.eval().requires_grad_(False)
