@@ -182,6 +182,7 @@ def _row(plan: Plan, variant: VariantPlan, of: Callable[[Node], Manifest], repli
             for key in (_need(evaluation, "metric")["name"], "precision", "recall", "asked_class_share")
         },
         "latency_p50_ms": latency["p50_ms"],
+        "shuffled_prompts_share": evaluation.results.get("shuffled_prompts_share"),
     }
     return Row(
         numbers=numbers,

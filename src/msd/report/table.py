@@ -62,8 +62,16 @@ def notes(numbers: Mapping[str, Any]) -> list[str]:
         machine_note(numbers),
         "Bold: the best student of the column; the teacher does not compete. "
         "Each row is one training run with one seed, so small differences may be chance.",
+        *control_notes(numbers),
         *change_notes(numbers),
     ]
+
+
+def control_notes(numbers: Mapping[str, Any]) -> list[str]:
+    """Of text to image: whether prompts matter, by the control with shuffled ones."""
+    known = {row["variant"]: row.get("shuffled_prompts_share") for row in numbers["rows"]}
+    shares = [f"`{name}` {columns.percent(share)}" for name, share in known.items() if share is not None]
+    return [f"Control, the same images judged by the prompts of other classes: {', '.join(shares)}."] if shares else []
 
 
 def metric_note(metric: Mapping[str, Any]) -> str:
