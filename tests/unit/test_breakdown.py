@@ -204,7 +204,7 @@ def test_a_student_that_copies_a_training_image_is_caught(tmp_path: Path) -> Non
     found = {}
     for name, nets in students.items():
         bundle = Bundle(write_bundle(tmp_path / name, [[0, 1], [2, 3]], nets))
-        drawn = draw(bundle, SETTINGS, features, judge, CPU, lambda *_: None)
+        drawn = draw(bundle, SETTINGS, features, judge, np.arange(4), CPU, lambda *_: None)
         found[name], triples = nearest_training_images(drawn, 100, train, held_out, features)
         if name == "copying":
             assert np.abs(triples[:, 0].astype(int) - triples[:, 1]).max() <= 1
@@ -248,7 +248,7 @@ def test_number_of_images_that_does_not_suit(
     bundle: Bundle, extractor: Extractor, changes: dict[str, int], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words) as refused:
-        draw(bundle, SETTINGS | changes, extractor, load_classifier(JUDGE), CPU, lambda *_: None)
+        draw(bundle, SETTINGS | changes, extractor, load_classifier(JUDGE), np.arange(10), CPU, lambda *_: None)
     assert refused.value.where == f"evaluation.breakdown.images: {changes['images']}"
 
 
@@ -272,7 +272,13 @@ def test_a_class_without_training_images_is_named(
     bundle: Bundle, extractor: Extractor, train: LabelledImages, real: LabelledImages
 ) -> None:
     drawn = draw(
-        bundle, SETTINGS | {"images": 20, "columns": 2}, extractor, load_classifier(JUDGE), CPU, lambda *_: None
+        bundle,
+        SETTINGS | {"images": 20, "columns": 2},
+        extractor,
+        load_classifier(JUDGE),
+        np.arange(10),
+        CPU,
+        lambda *_: None,
     )
     some = train.labels != 4
     poor = LabelledImages(train.images[some], train.labels[some], 10, train.sha256)

@@ -30,7 +30,10 @@ class Bundle:
         manifest: of the bundle.
         networks: the students, or the teacher alone.
         nfe: network evaluations per image.
+        decoder: what makes images of what the networks draw; None: nothing, they draw images.
     """
+
+    decoder: str | None = None
 
     def __init__(self, folder: Path | str) -> None:
         self.manifest = Manifest.read(Path(folder) / "manifest.json")
@@ -72,17 +75,35 @@ class Bundle:
         Args:
             churn: for a teacher with a stochastic sampler, see ``sample_teacher``.
         """
-        images = noise.new_empty(len(noise), *self.image_shape)
-        owner = self.router(cond)
-        for k in owner.unique().tolist():
-            mine = owner == k
-            images[mine] = self.generate_by(k, noise[mine], cond[mine], churn)
-        return images
+        return self.decode(self.draw(noise, cond, churn))
 
     @torch.no_grad()
     def generate_by(self, student: int, noise: Tensor, cond: Tensor, churn: NoiseSource | None = None) -> Tensor:
         """The same by one network, whether it owns the conditions or not."""
+        return self.decode(self._draw(student, noise, self.conditions(cond), churn))
+
+    @torch.no_grad()
+    def draw(self, noise: Tensor, cond: Tensor, churn: NoiseSource | None = None) -> Tensor:
+        """What the networks make, before it is decoded, of the noise's shape."""
+        return self._routed(noise, self.conditions(cond), self.router(cond), churn)
+
+    def decode(self, drawn: Tensor) -> Tensor:
+        """What the networks make → images."""
+        return drawn
+
+    def conditions(self, cond: Tensor) -> Tensor:
+        """Conditions by number (B,) → what the networks take (B, …)."""
+        return cond
+
+    def _routed(self, noise: Tensor, conditions: Tensor, owner: Tensor, churn: NoiseSource | None = None) -> Tensor:
+        drawn = torch.empty_like(noise)
+        for k in owner.unique().tolist():
+            mine = owner == k
+            drawn[mine] = self._draw(k, noise[mine], conditions[mine], churn)
+        return drawn
+
+    def _draw(self, student: int, noise: Tensor, conditions: Tensor, churn: NoiseSource | None) -> Tensor:
         net = self.networks[student]
         if self.sampler is None:
-            return net.generate(noise, cond)
-        return sample_teacher(net, noise, cond, self.sampler, churn)  # one network, so the whole batch
+            return net.generate(noise, conditions)
+        return sample_teacher(net, noise, conditions, self.sampler, churn)  # one network, so the whole batch

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from msd.bundle.bundle import Bundle
-from msd.diffusion.samplers import NoiseSource
 from msd.errors import ConfigError
 from msd.latent.autoencoder import Autoencoder, open_autoencoder
-from msd.networks import sample_teacher
 from msd.partition.text_router import TextRouter
 from msd.store import Manifest
 from msd.text.encoder import Encoded, TextEncoder, open_encoder
@@ -27,6 +25,8 @@ class TextBundle(Bundle):
     Attributes:
         prompts: those.
     """
+
+    decoder = "AutoencoderKL"
 
     def __init__(self, folder: Path | str) -> None:
         super().__init__(folder)
@@ -70,9 +70,11 @@ class TextBundle(Bundle):
             self.__dict__.pop(name, None)
         return self
 
-    @torch.no_grad()
-    def generate_by(self, student: int, noise: Tensor, cond: Tensor, churn: NoiseSource | None = None) -> Tensor:
-        return self._draw(student, noise, self._hidden[cond], churn)
+    def decode(self, drawn: Tensor) -> Tensor:
+        return self.autoencoder.decode(drawn)
+
+    def conditions(self, cond: Tensor) -> Tensor:
+        return self._hidden[cond]
 
     @torch.no_grad()
     def draw_prompts(self, prompts: list[str], noise: Tensor) -> tuple[Tensor, list[int]]:
@@ -83,11 +85,7 @@ class TextBundle(Bundle):
         """
         encoded = self.encoder.encode(prompts)
         owners = self._owners(prompts, encoded)
-        images = noise.new_empty(len(noise), *self.image_shape)
-        for k in owners.unique().tolist():
-            mine = owners == k
-            images[mine] = self._draw(k, noise[mine], encoded.hidden[mine])
-        return images, owners.tolist()
+        return self.decode(self._routed(noise, encoded.hidden, owners)), owners.tolist()
 
     def _owners(self, prompts: list[str], encoded: Encoded) -> Tensor:
         if len(self.networks) == 1:
@@ -100,12 +98,6 @@ class TextBundle(Bundle):
             )
         router = TextRouter.load(self.folder)
         return torch.from_numpy(router(encoded.pooled.float().cpu().numpy(), prompts))
-
-    def _draw(self, student: int, noise: Tensor, hidden: Tensor, churn: NoiseSource | None = None) -> Tensor:
-        net = self.networks[student]
-        if self.sampler is None:
-            return self.autoencoder.decode(net.generate(noise, hidden))
-        return self.autoencoder.decode(sample_teacher(net, noise, hidden, self.sampler, churn))
 
 
 def open_bundle(folder: Path | str) -> Bundle:

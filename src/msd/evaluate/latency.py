@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from msd.bundle.bundle import Bundle
 from msd.bundle.text import open_bundle
@@ -30,7 +31,10 @@ def measure_latency(node: Node, compute: Compute) -> Manifest:
     device = resolve_device(compute.device)
     bundles = {name: open_bundle(n.manifest.parent).to(device) for name, n in node.inputs.items()}
     repeats, batch, meter = node.settings["repeats"], node.settings["throughput_batch"], energy_meter(device)
-    times, speeds = _one_at_a_time(bundles, repeats, device), _many_at_once(bundles, batch, device, meter)
+    times = _one_at_a_time(bundles, repeats, device, lambda bundle: bundle.generate)
+    decoding = {name: bundle for name, bundle in bundles.items() if bundle.decoder}
+    undecoded = _one_at_a_time(decoding, repeats, device, lambda bundle: bundle.draw)
+    speeds = _many_at_once(bundles, batch, device, meter)
     return Manifest.write(
         node.manifest,
         kind="latency",
@@ -39,9 +43,10 @@ def measure_latency(node: Node, compute: Compute) -> Manifest:
         results={
             "variants": {
                 name: {
-                    "p50_ms": round(float(np.percentile(times[name], 50)), 3),
+                    "p50_ms": _median(times[name]),
                     "p95_ms": round(float(np.percentile(times[name], 95)), 3),
                     "repeats": repeats,
+                    **({"undecoded_p50_ms": _median(undecoded[name])} if bundle.decoder else {}),
                     **speeds[name],
                     **_work(bundle, batch, device),
                     "parameters": sum(net.num_parameters for net in bundle.networks),
@@ -54,19 +59,28 @@ def measure_latency(node: Node, compute: Compute) -> Manifest:
             "throughput_batch": batch,
             "memory": "counted" if device.type == "cpu" else "the allocator's",
             "energy": meter.source if meter else None,
-            "decoder": None,  # the networks behind the seam draw pixels
+            "decoder": next((bundle.decoder for bundle in decoding.values()), None),
         },
     )
 
 
-def _one_at_a_time(bundles: Mapping[str, Bundle], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Milliseconds of single images."""
+def _median(milliseconds: list[float]) -> float:
+    return round(float(np.percentile(milliseconds, 50)), 3)
+
+
+def _one_at_a_time(
+    bundles: Mapping[str, Bundle],
+    repeats: int,
+    device: torch.device,
+    how: Callable[[Bundle], Callable[[Tensor, Tensor], Tensor]],
+) -> dict[str, list[float]]:
+    """Milliseconds of single images, drawn by a method of each bundle."""
     times: dict[str, list[float]] = {name: [] for name in bundles}
     for i in range(repeats + WARM_UP):
         for name, bundle in bundles.items():
             noise, cond = _batch(bundle, i, 1, device)
             began = time.perf_counter()
-            bundle.generate(noise, cond).cpu()  # .cpu() waits for the device
+            how(bundle)(noise, cond).cpu()  # .cpu() waits for the device
             if i >= WARM_UP:
                 times[name].append(1000 * (time.perf_counter() - began))
     return times

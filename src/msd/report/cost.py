@@ -40,6 +40,7 @@ def read(plan: Plan, report: Report) -> Costs:
                 "variant": row.name,
                 "latency_p50_ms": latency["p50_ms"],
                 "latency_p95_ms": latency["p95_ms"],
+                "undecoded_p50_ms": latency.get("undecoded_p50_ms"),
                 "images_per_second": latency["images_per_second"],
                 "parameters_per_student": row.numbers["parameters_per_student"],
                 "parameters": latency["parameters"],
@@ -109,9 +110,14 @@ def notes(costs: Costs) -> list[str]:
         "counted.",
         "Decoding: no decoder, the networks draw pixels; the times are those of finished images."
         if how["decoder"] is None
-        else f"Decoding: {how['decoder']}.",
+        else f"Decoding: by {how['decoder']}, in the times and the FLOPs; {_undecoded(costs)} without.",
         f"Energy per image: {energy}",
     ]
+
+
+def _undecoded(costs: Costs) -> str:
+    known = {row["variant"]: row["undecoded_p50_ms"] for row in costs.rows if row["undecoded_p50_ms"] is not None}
+    return "latency " + ", ".join(f"{columns.milliseconds(value)} (`{name}`)" for name, value in known.items())
 
 
 def _columns(costs: Costs) -> Sequence[tuple[str, str, Callable[[Any], str]]]:

@@ -17,7 +17,7 @@ from msd.store import Manifest
 
 ALIAS = "current"  # MLflow keeps "latest" for itself
 LOADER = "msd.bundle.serve"
-NEEDS = ("torch", "numpy", "safetensors", "scipy", "pyyaml", "pydantic")
+NEEDS = ("torch", "numpy", "safetensors", "scipy", "pyyaml", "pydantic", "diffusers", "transformers")
 
 
 def register(client: MlflowClient, experiment_id: str, run_id: str, name: str, row: Row) -> None:
@@ -95,4 +95,6 @@ def _write(folder: Path, model: LoggedModel, run_id: str, row: Row) -> None:
     )
     manifest = Manifest.read(row.bundle / "manifest.json")
     for path in [manifest.path, *(manifest.file(name) for name in manifest.body["files"])]:
-        (folder / path.name).symlink_to(path.resolve())
+        linked = folder / path.relative_to(row.bundle)
+        linked.parent.mkdir(parents=True, exist_ok=True)
+        linked.symlink_to(path.resolve())
