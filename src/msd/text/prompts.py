@@ -71,6 +71,11 @@ class PromptReport:
         """For a manifest."""
         return asdict(self)
 
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> PromptReport:
+        """From what ``as_dict`` gave."""
+        return cls(**{name: Found(**value) if isinstance(value, dict) else value for name, value in plain.items()})
+
     def __str__(self) -> str:
         """One line for a person."""
         found = [(f.name.replace("_", " "), getattr(self, f.name)) for f in fields(self)[2:]]
