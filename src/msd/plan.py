@@ -220,8 +220,9 @@ class Plan:
     def _text(self, text: Text) -> TextPlan:
         """Captions, the frozen parts around the denoiser, and what they make of captions and images."""
         captions = self._node("captions", "data", "captions", _dump(text.captions), {"data": self.data}, "captions")
-        inputs = {"captions": captions}
+        inputs: dict[str, Node] = {}
         if isinstance(text.components, TinyComponents):
+            inputs["captions"] = captions
             settings, name = _dump(text.components.autoencoder), "autoencoder"
             inputs[name] = self._node(name, "networks", name, settings, {"data": self.data}, name)
         settings = _dump(text.components, exclude={"autoencoder"})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msd.diffusion.samplers import NoiseSource
 from msd.networks import Backbone, load_network, sample_teacher
@@ -86,6 +86,11 @@ class Bundle:
     def draw(self, noise: Tensor, cond: Tensor, churn: NoiseSource | None = None) -> Tensor:
         """What the networks make, before it is decoded, of the noise's shape."""
         return self._routed(noise, self.conditions(cond), self.router(cond), churn)
+
+    @property
+    def around(self) -> list[nn.Module]:
+        """Frozen networks beside the students that drawing needs."""
+        return []
 
     def decode(self, drawn: Tensor) -> Tensor:
         """What the networks make → images."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msd.bundle.bundle import Bundle
 from msd.errors import ConfigError
-from msd.latent.autoencoder import Autoencoder, open_autoencoder
 from msd.partition.text_router import TextRouter
 from msd.store import Manifest
 from msd.text.encoder import Encoded, TextEncoder, open_encoder
+
+if TYPE_CHECKING:  # it imports diffusers, which takes seconds
+    from msd.latent.autoencoder import Autoencoder
 
 COMPONENTS = "components"  # the folder inside a bundle's; its files carry the name in front of theirs
 BATCH = 64
@@ -42,6 +45,8 @@ class TextBundle(Bundle):
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
+        from msd.latent.autoencoder import open_autoencoder
+
         return open_autoencoder(self.folder / COMPONENTS, self.device)
 
     @cached_property
@@ -58,9 +63,12 @@ class TextBundle(Bundle):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         _, height, width = self.noise_shape
-        config = self.autoencoder.config
-        factor = 2 ** (len(config.block_out_channels) - 1)
-        return config.out_channels, height * factor, width * factor
+        factor = self.autoencoder.factor
+        return self.autoencoder.config.out_channels, height * factor, width * factor
+
+    @property
+    def around(self) -> list[nn.Module]:
+        return [self.autoencoder.net]
 
     def to(self, device: torch.device) -> TextBundle:
         """Move the networks; text encoder and autoencoder are opened there."""
@@ -92,7 +100,7 @@ class TextBundle(Bundle):
             return torch.zeros(len(prompts), dtype=torch.int64)
         if "router.json" not in self.manifest.body["files"]:
             raise ConfigError(
-                "These students were given the prompts of the experiment by hand; no rule says who owns another.",
+                "No rule says who owns a prompt that these students were not trained with.",
                 where=str(self.manifest.path),
                 todo="Train with a partition of kind quadrants, text-kmeans or hash.",
             )

@@ -62,6 +62,8 @@ def write_bundle(variant: VariantPlan, out: Path) -> Manifest:
                 take(name, inputs["partition"].file(name), name)
         prompts = inputs["captions"].results["class_names"]
         results |= {"prompts": prompts, "pooling": node.settings["pooling"]}
+        if variant.partition is None:
+            results["parts"] = [list(range(len(prompts)))]
     return Manifest.write(
         out / "manifest.json",
         kind="bundle",

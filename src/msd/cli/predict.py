@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from msd.config import Adm, Dm, Network, StudentVariant, Training, Tsm
+from msd.config import ANY_NETWORK, Adm, Dm, StudentVariant, Training, Tsm
 from msd.plan import Node, Plan
 from msd.store import canonical_json
 
@@ -93,7 +93,7 @@ def predict(plan: Plan, machine: Machine) -> Iterator[Row]:
         node = next(iter(group.nodes.values()))
         settings = SETTINGS[node.kind].model_validate(node.settings["recipe"])
         network = node.settings["network"]
-        student = Network.model_validate(network) if network else teacher[0]
+        student = ANY_NETWORK.validate_python(network) if network else teacher[0]
         alike = canonical_json([node.kind, network, settings.model_dump(mode="json", exclude={"images"})])
         if alike not in footprints:
             footprints[alike] = stage_footprint(settings, student, teacher, compute, gpu=machine.gpu)

@@ -9,6 +9,7 @@ from typing import Any
 from msd.cli.actions import CommandParser, texts
 from msd.cli.options import positive
 from msd.cli.progress import ProgressDisplay
+from msd.errors import DataError
 from msd.store import Manifest
 
 
@@ -64,7 +65,12 @@ def split(arguments: argparse.Namespace) -> None:
     )
     manifest = Manifest.read(arguments.embeddings / "manifest.json")
     pooled = open_embeddings(manifest).pooled().numpy()
-    prompts = texts(open_prompts(Manifest.read(arguments.prompts / "manifest.json")))
+    archive = open_prompts(Manifest.read(arguments.prompts / "manifest.json"))
+    if manifest.settings["prompts"] != archive.sha256:
+        raise DataError(
+            "These embeddings are of other prompts.", where=str(arguments.embeddings), todo="Embed them anew."
+        )
+    prompts = texts(archive)
     router = fit_router(pooled, spec, arguments.students, prompts)
     router.save(arguments.out)
     described = describe_parts(router, pooled, prompts)

@@ -19,7 +19,8 @@ def sample(arguments: argparse.Namespace) -> None:
     from msd.data.grid import save_grid
     from msd.draws import noise_of_images
 
-    bundle, count = open_bundle(_folder(arguments)), arguments.n
+    folder, count = _folder(arguments), arguments.n
+    bundle = open_bundle(folder)
     noise = noise_of_images(arguments.seed, 0, count, bundle.noise_shape)
     if arguments.prompt is None:
         cond, what = torch.full((count,), arguments.class_id), f"class {arguments.class_id}"
@@ -28,7 +29,7 @@ def sample(arguments: argparse.Namespace) -> None:
         images, owners = bundle.draw_prompts([arguments.prompt] * count, noise)
         what, owner = repr(arguments.prompt), owners[0]
     else:
-        raise ConfigError("These students know classes, no prompts.", where=str(arguments.bundle), todo="Give --class.")
+        raise ConfigError("These students know classes, no prompts.", where=str(folder), todo="Give --class.")
     save_grid(to_uint8(images).numpy(), arguments.out)
     print(f"{arguments.out}: {count} images of {what} by student {owner}, NFE {bundle.nfe}")
 
@@ -39,8 +40,10 @@ def pipeline(arguments: argparse.Namespace) -> None:
     from msd.networks.latent import LatentDenoiser
 
     bundle = open_bundle(arguments.bundle)
-    if not isinstance(bundle, TextBundle):
-        raise ConfigError("Only students of text to image make a diffusers pipeline.", where=str(arguments.bundle))
+    if not isinstance(bundle, TextBundle) or bundle.sampler is not None:
+        raise ConfigError(
+            "Only one-step students of text to image make a diffusers pipeline.", where=str(arguments.bundle)
+        )
     for k, student in enumerate(bundle.networks):
         assert isinstance(student, LatentDenoiser)
         folder = arguments.out / f"student-{k}"

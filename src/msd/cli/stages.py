@@ -37,7 +37,7 @@ def _autoencoder(node: Node, plan: Plan) -> Manifest:
 def _components(node: Node, plan: Plan) -> Manifest:
     from msd.teachers.components import make_components
 
-    return make_components(node)
+    return make_components(node, plan.experiment.compute)
 
 
 def _embeddings(node: Node, plan: Plan) -> Manifest:

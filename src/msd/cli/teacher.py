@@ -23,6 +23,8 @@ def convert(arguments: argparse.Namespace) -> None:
     if arguments.sha256 is not None:
         verify_sha256(arguments.source, arguments.sha256)
     if arguments.source.is_dir():
+        if arguments.sha256 or arguments.like:
+            raise ConfigError("--sha256 and --like are for files.", where=str(arguments.source), todo="Leave them out.")
         from msd.networks.diffusers_files import adopt_pipeline
 
         origin = adopt_pipeline(arguments.source, arguments.out)

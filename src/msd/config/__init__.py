@@ -22,7 +22,7 @@ from msd.config.experiment import (
     WeightsVariant,
 )
 from msd.config.load import as_settings, load
-from msd.config.networks import AnyNetwork, Network, Schedule, Song, TextNetwork
+from msd.config.networks import ANY_NETWORK, AnyNetwork, Network, Schedule, Song, TextNetwork
 from msd.config.protocol import (
     Captions,
     ClipScore,
@@ -50,12 +50,13 @@ from msd.config.sources import (
     TeacherTrainSource,
     UrlSource,
 )
-from msd.config.text import AutoencoderTraining, ClassCaptions, Text, TinyComponents
+from msd.config.text import AutoencoderTraining, ClassCaptions, FolderComponents, Text, TinyComponents
 from msd.config.text_partition import TEXT_PARTITIONS, Hashed, Quadrants, TextKMeans, TextPartitionSpec
 from msd.config.toy import Pinwheel, Toy, ToyMap, ToyMeasure, ToyStart
 from msd.config.training import NoiseDistribution, Optimizer, Sampler, TeacherSampler, TeacherTraining, Training
 
 __all__ = [
+    "ANY_NETWORK",
     "TEACHER",
     "TEXT_PARTITIONS",
     "WITHOUT_PATH",
@@ -82,6 +83,7 @@ __all__ = [
     "Explicit",
     "FeatureSource",
     "FileSource",
+    "FolderComponents",
     "Hashed",
     "HubSource",
     "InceptionSource",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, ValidationError
@@ -11,8 +12,8 @@ from msd.config.networks import AnyNetwork, TextNetwork
 from msd.config.problems import describe
 from msd.config.protocol import Protocol
 from msd.config.recipe import Recipe
-from msd.config.sources import ClassifierSource, Data, KnownSource, TeacherSource, TeacherTrainSource
-from msd.config.text import Text
+from msd.config.sources import ClassifierSource, Data, DiffusersSource, KnownSource, TeacherSource, TeacherTrainSource
+from msd.config.text import KnownComponents, Text
 from msd.config.text_partition import Hashed, Quadrants, TextKMeans
 from msd.config.toy import Toy
 from msd.config.training import Training
@@ -250,8 +251,29 @@ def _text_problems(experiment: Experiment) -> list[str]:
             of_text = isinstance(variant.partition, Quadrants | TextKMeans | Hashed)
             if of_text and not text:
                 problems.append(f"variants.{name}.partition: kind {variant.partition.kind} splits prompts, see `text`")
+            if isinstance(variant.partition, Quadrants) and variant.students not in (1, 2, 4):
+                problems.append(f"variants.{name}.students: quadrants make 1, 2 or 4 parts, not {variant.students}")
             if text and isinstance(variant.partition, BalancedKMeans):
                 problems.append(f"variants.{name}.partition: kind kmeans is for classes, text-kmeans for prompts")
-    if text and any(s.regression for s in (experiment.recipe.dm, experiment.recipe.adm)):
+    if text and any(s.regression for recipe in _recipes(experiment) for s in (recipe.dm, recipe.adm)):
         problems.append("recipe: the regression loss is for classes; set `regression: null` in dm and adm")
+    if isinstance(experiment.teacher, DiffusersSource) and not text:
+        problems.append("teacher.source: a diffusers teacher goes with the section `text`")
+    components = experiment.text.components if experiment.text else None
+    if isinstance(components, KnownComponents):
+        known_names = [name for name, known in KNOWN.items() if known.classes is None]
+        if components.name not in known_names:
+            problems.append(
+                f"text.components.name: no teacher {components.name!r}{nearest(components.name, known_names)}"
+            )
     return problems
+
+
+def _recipes(experiment: Experiment) -> list[Recipe]:
+    """Of all rows; those that are wrong are told of elsewhere."""
+    recipes = [experiment.recipe]
+    for variant in experiment.variants.values():
+        if isinstance(variant, StudentVariant):
+            with contextlib.suppress(ValidationError):
+                recipes.append(experiment.recipe_of(variant))
+    return recipes

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    TypeAdapter,
+    field_validator,
+    model_validator,
+)
 
 from msd.config.base import Section, Share
 
@@ -95,3 +104,4 @@ def _kind_of(network: Any) -> str:
 AnyNetwork: TypeAlias = Annotated[
     Annotated[Network, Tag("adm")] | Annotated[TextNetwork, Tag("unet2d")], Discriminator(_kind_of)
 ]
+ANY_NETWORK: TypeAdapter[Network | TextNetwork] = TypeAdapter(AnyNetwork)

@@ -16,6 +16,14 @@ class ClassCaptions(Section):
     names: list[str] | None = Field(None, description="of the classes, in their order; null: those of the data")
     templates: list[str] = Field(min_length=1, description="`{}` stands for the name")
 
+    @field_validator("names", "templates")
+    @classmethod
+    def _of_one_line(cls, given: list[str] | None) -> list[str] | None:
+        for text in given or []:
+            if len(text.splitlines()) != 1:
+                raise ValueError(f"{text!r} must be one line")
+        return given
+
     @field_validator("templates")
     @classmethod
     def _with_a_place(cls, templates: list[str]) -> list[str]:
@@ -31,6 +39,7 @@ class AutoencoderTraining(Training):
     """Squared error and a little Kullback–Leibler divergence (arXiv 1312.6114)."""
 
     kl_weight: NonNegativeFloat = 1e-4
+    precision: Literal["float32"] = "float32"
     optimizer: Optimizer
 
 

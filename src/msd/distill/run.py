@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
-from msd.config import Adm, AnyNetwork, Compute, Dm, Network, TextNetwork, Training, Tsm
+from msd.config import ANY_NETWORK, Adm, Compute, Dm, Training, Tsm
 from msd.data.archive import Conditions, LabelledImages
 from msd.distill.adm import AdmStep
 from msd.distill.dm import DmStep, Pairs
@@ -31,12 +29,10 @@ from msd.plan import Node
 from msd.store import Manifest, read_json
 from msd.training.engine import Progress, resolve_device
 from msd.training.footprint import Footprint
-from msd.training.inputs import Data, network_for, open_conditions, open_training
+from msd.training.inputs import Data, Inputs, network_for
 from msd.training.job import Job, draws_of_process, run_job
 from msd.training.micro_batch import micro_batch_here
 from msd.weights import NETWORK_FORMAT, read_header
-
-ANY_NETWORK: TypeAdapter[Network | TextNetwork] = TypeAdapter(AnyNetwork)
 
 
 class _Inputs:
@@ -46,6 +42,7 @@ class _Inputs:
         self.node, self.compute, self.settings = node, compute, settings
         self.device = resolve_device(compute.device)
         self.manifests = {role: Manifest.read(n.manifest) for role, n in node.inputs.items()}
+        self.opened = Inputs(self.manifests)
 
     def draws(self, micro_batch: int | None) -> Draws:
         seed = stream_seed(self.node.settings["seed"], self.node.kind, 0)
@@ -71,9 +68,9 @@ class _Inputs:
 
         return micro_batch_here(self.device, self.compute, self.settings.batch_size, footprint, self.node.label)
 
-    @cached_property
+    @property
     def data(self) -> Data:
-        return open_training(self.manifests)
+        return self.opened.data
 
     def parts(self) -> list[list[int]]:
         return read_json(self.manifests["partition"].file("partition"))["parts"]
@@ -97,6 +94,7 @@ def run_tsm(node: Node, compute: Compute, progress: Progress) -> Manifest:
     inputs = _Inputs(node, compute, settings)
     teacher, data = inputs.network("teacher", "weights"), inputs.data
     _check_belong(teacher, data, inputs.manifests["teacher"].path)
+    inputs.opened.check_teacher(teacher, inputs.manifests["teacher"])
     network = ANY_NETWORK.validate_python(node.settings["network"])
     student = network_for(network, data, stream_seed(node.settings["seed"], "initial-weights", 0))
     if settings.initial_weights == "sliced":
@@ -133,7 +131,9 @@ def run_adm(node: Node, compute: Compute, progress: Progress) -> Manifest:
     """Adversarial distribution matching of one student, resumed from its DM stage."""
     settings = Adm.model_validate(node.settings["recipe"])
     inputs = _Inputs(node, compute, settings)
-    data = inputs.data
+    data, real = inputs.data, inputs.data.indices_of(inputs.part())
+    if not len(real):
+        raise ConfigError("No training image belongs to the part.", where=node.label, why=f"part {inputs.part()[:5]} …")
 
     def make_step(micro_batch: int | None) -> AdmStep:
         student, teacher, fake_score, part = _networks(inputs)
@@ -148,7 +148,7 @@ def run_adm(node: Node, compute: Compute, progress: Progress) -> Manifest:
             settings,
             inputs.draws(micro_batch),
             data=data,
-            real=data.indices_of(inputs.part()),
+            real=real,
             discriminator=discriminator,
             average=inputs.network("before", "student"),
             **_regression(inputs, settings),
@@ -164,13 +164,14 @@ def _check_belong(teacher: Backbone, data: Data, where: Path) -> None:
             "The teacher and the data do not belong together.",
             where=str(where),
             why=f"teacher: {teacher.image_shape}, {teacher.num_classes} classes; "
-            f"data: {data.image_shape}, {of_data} classes",
+            f"data: {data.image_shape}, {of_data} classes (1: none)",
         )
 
 
 def _networks(inputs: _Inputs) -> tuple[Backbone, Backbone, Backbone, Conditions]:
     """Student, teacher and fake score to start from, and the part's conditions."""
     teacher = inputs.network("teacher", "weights")
+    inputs.opened.check_teacher(teacher, inputs.manifests["teacher"])
     if "embeddings" not in inputs.manifests:  # prompts can always be split
         check_split(teacher.num_conditions, len(inputs.parts()), str(inputs.manifests["teacher"].path))
     if inputs.node.kind == "adm":
@@ -182,7 +183,7 @@ def _networks(inputs: _Inputs) -> tuple[Backbone, Backbone, Backbone, Conditions
             else inputs.network("teacher", "weights")
         )
         fake_score = inputs.network("teacher", "weights")  # also for a smaller student
-    return student, teacher, fake_score, open_conditions(inputs.part(), inputs.manifests)
+    return student, teacher, fake_score, inputs.opened.conditions(inputs.part())
 
 
 def _student_job(

@@ -44,7 +44,7 @@ class TsmStep(Step):
 
     def _terms(self, draws: BatchDraws) -> Terms:
         x, cond = self.fetch(self.data, draws.integers("data", 0, len(self.data)), draws)
-        sigma = draw_sigma(self.settings.noise, draws, self.high_levels)
+        sigma = self.teacher.round_sigma(draw_sigma(self.settings.noise, draws, self.high_levels))
         noised = add_noise(x, sigma, draws)
         with torch.no_grad():
             target = self.teacher.denoise(noised, sigma, cond)

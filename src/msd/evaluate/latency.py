@@ -117,7 +117,7 @@ def _work(bundle: Bundle, batch: int, device: torch.device) -> dict[str, Any]:
     A CPU has no allocator to ask: there the tensors are counted, without what a kernel needs inside.
     """
     noise, cond = _batch(bundle, 0, batch, device)
-    own = [tensor for net in bundle.networks for tensor in (*net.parameters(), *net.buffers())]
+    own = [tensor for net in (*bundle.networks, *bundle.around) for tensor in (*net.parameters(), *net.buffers())]
     ledger = Ledger()
     for tensor in own:
         ledger.see(tensor)

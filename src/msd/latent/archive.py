@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor
 from msd import store
 from msd.data.archive import LabelledImages
 from msd.errors import DataError
-from msd.latent.autoencoder import Autoencoder
 from msd.shards import Progress, Shards
 from msd.text.embeddings import Embeddings
 
-KIND = "latents"
+if TYPE_CHECKING:  # it imports diffusers, which takes seconds
+    from msd.latent.autoencoder import Autoencoder
+
 SHARD = 4096  # images
 BATCH = 64
 
@@ -108,7 +110,8 @@ class CaptionedLatents:
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Latents (B, c, h, w) float32 and hidden states (B, L, D) float32 at ``indices`` (B,)."""
-        rows = [self._shards[i // SHARD][i % SHARD] for i in indices.tolist()]
+        size = len(self._shards[0])
+        rows = [self._shards[i // size][i % size] for i in indices.tolist()]
         return torch.from_numpy(np.stack(rows)).float(), self.embeddings.hidden(self._captions[indices])
 
     def some_conditions(self, count: int) -> Tensor:
@@ -128,4 +131,5 @@ def open_latents(manifest: store.Manifest, embeddings: Embeddings) -> CaptionedL
     """
     names = [name for name in manifest.body["files"] if name.startswith("latents-")]
     shards = [np.load(manifest.file(name), mmap_mode="r") for name in names]
-    return CaptionedLatents(shards, np.load(manifest.file("captions")), embeddings, manifest.results["sha256"])
+    sha256 = store.digest([manifest.results["sha256"], embeddings.manifest.body["identity"]])
+    return CaptionedLatents(shards, np.load(manifest.file("captions")), embeddings, sha256)

@@ -39,11 +39,11 @@ class Autoencoder:
         """Images, which may leave [-1, 1] a little."""
         return self.net.decode(latents / self.scale + self.shift).sample
 
-    def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(c, h, w) of the latents of images (C, H, W)."""
-        _, height, width = image_shape
-        factor = 2 ** (len(self.config.block_out_channels) - 1)
-        return self.config.latent_channels, height // factor, width // factor
+    @property
+    def factor(self) -> int:
+        """How many pixels of a side one latent stands for."""
+        levels: int = len(self.config.block_out_channels)
+        return 2 ** (levels - 1)
 
 
 def build_autoencoder(settings: TinyAutoencoder, channels: int) -> AutoencoderKL:

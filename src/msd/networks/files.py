@@ -119,11 +119,14 @@ def latent_of(
 
     Raises:
         DamagedFileError: the weights are not those of the architecture.
+        ConfigError: the UNet is of a kind that is not supported.
     """
-    from msd.networks.latent import build_latent  # diffusers takes seconds to import
+    from msd.networks.latent import LatentDenoiser, text_unet  # diffusers takes seconds to import
 
-    net = build_latent(network, image_shape, seed=0)
-    fill(net, tensors, path)
+    with torch.device("meta"):
+        model = text_unet(network, image_shape)
+    net = LatentDenoiser.of(model, network, image_shape)
+    fill(net, tensors, path, assign=True)
     return net.eval().requires_grad_(False)
 
 
@@ -193,18 +196,21 @@ def described_network(
         channels, height, width = description["image_shape"]
         kind = TextNetwork if description["network"].get("architecture") == "unet2d" else Network
         return kind.model_validate(description["network"]), (channels, height, width), description["num_conditions"]
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise DamagedFileError("A weights file describes no network.", where=str(path), why=str(e)) from None
 
 
-def fill(net: nn.Module, tensors: dict[str, torch.Tensor], path: Path | str) -> None:
+def fill(net: nn.Module, tensors: dict[str, torch.Tensor], path: Path | str, assign: bool = False) -> None:
     """Set the weights of ``net`` to those read from ``path``.
+
+    Args:
+        assign: take the tensors themselves, for a network that was built on the meta device.
 
     Raises:
         DamagedFileError: they do not fit.
     """
     check_fit({n: t.shape for n, t in tensors.items()}, {n: t.shape for n, t in net.state_dict().items()}, path)
-    net.load_state_dict(tensors)
+    net.load_state_dict(tensors, assign=assign)
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], file_format: str, description: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from msd.config import TextPartitionSpec
+from msd.errors import PartitionError
 from msd.partition.build import PARTITION_SCHEMA
 from msd.partition.text_fit import fit_router
 from msd.partition.text_report import describe_parts
@@ -35,6 +36,13 @@ def build_text_partition(out: Path, settings: dict[str, Any], inputs: dict[str, 
     router = fit_router(pooled, spec, students, prompts)
     owners = router(pooled, prompts)
     parts = [(owners == k).nonzero()[0].tolist() for k in range(students)]
+    if not all(parts):
+        raise PartitionError(
+            "A part is empty.",
+            where=f"{spec.kind}, {students} students",
+            why=f"{len(prompts)} prompts, parts of {[len(part) for part in parts]}",
+            todo="Give more prompts, or another seed.",
+        )
     router.save(out.parent)
     path, sizes = out.parent / "partition.json", [len(part) for part in parts]
     described = describe_parts(router, pooled, prompts)

@@ -110,7 +110,8 @@ def notes(costs: Costs) -> list[str]:
         "counted.",
         "Decoding: no decoder, the networks draw pixels; the times are those of finished images."
         if how["decoder"] is None
-        else f"Decoding: by {how['decoder']}, in the times and the FLOPs; {_undecoded(costs)} without.",
+        else f"Decoding: by {how['decoder']}, in the times and the FLOPs; {_undecoded(costs)} without. Encoding the "
+        "prompt is in neither.",
         f"Energy per image: {energy}",
     ]
 

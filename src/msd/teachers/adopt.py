@@ -19,7 +19,7 @@ NOT_SHAPE = {"dropout", "label_dropout"}  # of training, no part of what the wei
 def adopt_teacher(node: Node, experiment: Experiment) -> Manifest:
     """Write the manifest of a teacher with a source other than ``train``; a converted pickle goes beside it.
 
-    PyTorch is imported for a pickle only.
+    PyTorch is imported for a pickle and for a diffusers folder only.
 
     Raises:
         ConfigError: the teacher is unconditional and a variant has several students.
@@ -37,6 +37,13 @@ def adopt_teacher(node: Node, experiment: Experiment) -> Manifest:
         raise DamagedFileError("A weights file describes no network.", where=str(path))
     if isinstance(experiment.teacher, KnownSource):
         _check(experiment.teacher, description, path)
+    of_text = description.get("network", {}).get("architecture") == "unet2d"
+    if of_text != (experiment.text is not None):
+        raise ConfigError(
+            f"The teacher is conditioned on {'text' if of_text else 'classes'}, the experiment is not.",
+            where=str(path),
+            todo="Give the section `text` to an experiment of text to image, and to no other.",
+        )
     students = [v.students for v in experiment.variants.values() if isinstance(v, StudentVariant)]
     if experiment.text is None:
         check_split(description["num_conditions"], max(students, default=1), str(path))

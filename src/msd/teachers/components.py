@@ -15,7 +15,7 @@ from msd.config import Compute
 from msd.config.text import TinyEncoder
 from msd.data.archive import LabelledImages, open_half
 from msd.errors import MissingFileError
-from msd.latent.archive import encode_images
+from msd.latent.archive import SHARD, encode_images
 from msd.latent.autoencoder import Autoencoder, open_autoencoder
 from msd.networks.files import fill, read_safetensors
 from msd.plan import Node
@@ -32,28 +32,36 @@ from msd.training.signals import StopRequest
 from msd.weights import fetch_weights
 
 FOLDERS = ("vae", "text_encoder", "tokenizer")  # of a diffusers pipeline
+KEPT = (".json", ".txt", ".safetensors")
 MEASURED = 1024  # images that the latents' scale is measured on
 
 
-def make_components(node: Node) -> Manifest:
+def make_components(node: Node, compute: Compute) -> Manifest:
     """Autoencoder, tokenizer and text encoder in a diffusers layout: made here, or found in a folder.
 
     Raises:
         MissingFileError: the folder lacks one of them.
     """
+    torch.set_num_threads(compute.threads)
     folder = components_folder(node)
     if node.settings["source"] == "tiny":
         captions = Manifest.read(node.inputs["captions"].manifest)
         encoder = TinyEncoder.model_validate(node.settings["encoder"])
         make_tiny_encoder(texts(_prompts(captions)), folder, **encoder.model_dump())
         _write_autoencoder(Manifest.read(node.inputs["autoencoder"].manifest), open_half(captions, "train"), folder)
-    files = {str(path.relative_to(folder)): path for name in FOLDERS for path in sorted((folder / name).glob("*"))}
+    found = [path for name in FOLDERS for path in sorted((folder / name).glob("*")) if _is_needed(path)]
+    files = {str(path.relative_to(folder)): path for path in found}
     if missing := [name for name in FOLDERS if not any(file.startswith(f"{name}/") for file in files)]:
         raise MissingFileError(
             "A diffusers folder lacks a part.", where=", ".join(str(folder / name) for name in missing)
         )
     inputs = node.input_paths
     return Manifest.write(node.manifest, kind=node.kind, settings=node.settings, inputs=inputs, files=files)
+
+
+def _is_needed(path: Path) -> bool:
+    """Neither pickles nor other precisions of the same weights."""
+    return path.is_file() and path.suffix in KEPT and not any(part in path.name for part in (".fp16.", ".non_ema."))
 
 
 def components_folder(node: Node) -> Path:
@@ -85,15 +93,17 @@ def embed_captions(node: Node, compute: Compute, progress: Progress) -> Manifest
     encoder = open_encoder(folder, resolve_device(compute.device), node.settings["pooling"])
     with _alone(node, compute, {"prompts": captions.results["sha256"], "encoder": encoder.sha256}) as (guard, stop):
         out = node.manifest.parent
-        return embed_prompts(_prompts(captions), encoder, out, guard=guard, stop=stop, progress=progress)
+        inputs = node.input_paths
+        return embed_prompts(_prompts(captions), encoder, out, inputs=inputs, guard=guard, stop=stop, progress=progress)
 
 
 def encode_latents(node: Node, compute: Compute, progress: Progress) -> Manifest:
     """Latents of the training images, and the number of each one's caption."""
     captions, folder = _inputs(node)
     autoencoder = open_autoencoder(folder, resolve_device(compute.device))
-    weights = Manifest.read(node.inputs["components"].manifest).sha256("vae/diffusion_pytorch_model.safetensors")
-    identity = {"images": captions.sha256("train-images"), "autoencoder": weights}
+    components = Manifest.read(node.inputs["components"].manifest)
+    files = {name: components.sha256(name) for name in components.body["files"] if name.startswith("vae/")}
+    identity = {"images": captions.sha256("train-images"), "autoencoder": files, "shard": SHARD}
     with _alone(node, compute, identity) as (guard, stop):
         images = open_half(captions, "train")
         digest, out = store.digest(identity), node.manifest.parent

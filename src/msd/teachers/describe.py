@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from msd.config import DiffusersSource, KnownSource, Network, TeacherTrainSource, TextNetwork, TinyComponents
+from pathlib import Path
+
+from msd.config import (
+    DiffusersSource,
+    FolderComponents,
+    KnownSource,
+    Network,
+    TeacherTrainSource,
+    TextNetwork,
+    TinyComponents,
+)
 from msd.data.images import arrays
 from msd.data.sources import open_source
 from msd.errors import ConfigError
@@ -11,6 +21,7 @@ from msd.networks.files import described_network
 from msd.networks.published import LATENT_CHANNELS, LATENT_FACTOR, published_network, published_text_network
 from msd.plan import Plan
 from msd.registry import KNOWN
+from msd.store import read_json
 from msd.weights import NETWORK_FORMAT, fetch_weights, read_header
 
 Description = tuple[Network | TextNetwork, tuple[int, int, int], int]
@@ -52,10 +63,13 @@ def describe_teacher(plan: Plan) -> Description:
 
 
 def _latent_shape(plan: Plan, height: int, width: int) -> tuple[int, int, int]:
-    """Of images of height × width pixels, by the autoencoder that is made here, or by Stable Diffusion's."""
+    """Of images of height × width pixels, by the autoencoder of the components; Stable Diffusion's is known."""
     text = plan.experiment.text
     channels, factor = LATENT_CHANNELS, LATENT_FACTOR
     if text is not None and isinstance(text.components, TinyComponents):
         made = text.components.autoencoder
         channels, factor = made.latent_channels, 2 ** (len(made.channels) - 1)
+    elif text is not None and isinstance(text.components, FolderComponents):
+        config = read_json(Path(text.components.path) / "vae" / "config.json")
+        channels, factor = config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
     return channels, height // factor, width // factor

@@ -57,7 +57,7 @@ class TeacherStep(Step):
             assert isinstance(self.net.empty, Tensor)
             dropped = draws.uniform("prompt-dropout") < self.prompt_dropout
             cond = torch.where(dropped.reshape(-1, 1, 1), self.net.empty, cond)
-        sigma = draw_sigma(self.settings.noise, draws, self.high_levels)
+        sigma = self.net.round_sigma(draw_sigma(self.settings.noise, draws, self.high_levels))
         noised = add_noise(x, sigma, draws)
         # dropout, where a network has it, draws from torch's global stream: tie that to the image index too
         with torch.random.fork_rng(devices=[]):

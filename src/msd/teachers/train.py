@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from pydantic import TypeAdapter
-
-from msd.config import AnyNetwork, Compute, Network, TeacherTraining, TextNetwork
+from msd.config import ANY_NETWORK, Compute, TeacherTraining
 from msd.draws import stream_seed
 from msd.networks import save_network
 from msd.networks.levers import prepare
@@ -15,17 +13,17 @@ from msd.store import Manifest
 from msd.teachers.step import TeacherStep
 from msd.training.engine import Progress, resolve_device
 from msd.training.footprint import DryRun, Footprint
-from msd.training.inputs import network_for, open_training
+from msd.training.inputs import Inputs, network_for
 from msd.training.job import Job, draws_of_process, run_job
 from msd.training.micro_batch import micro_batch_here
 
 
 def train_teacher(node: Node, compute: Compute, progress: Progress) -> Manifest:
     """Train the teacher on the training half."""
-    data = open_training({role: Manifest.read(n.manifest) for role, n in node.inputs.items()})
+    data = Inputs({role: Manifest.read(n.manifest) for role, n in node.inputs.items()}).data
     settings = TeacherTraining.model_validate(node.settings["training"])
     seed, dropout = node.settings["seed"], node.settings.get("prompt_dropout", 0.0)
-    network: Network | TextNetwork = TypeAdapter(AnyNetwork).validate_python(node.settings["network"])
+    network = ANY_NETWORK.validate_python(node.settings["network"])
     net = network_for(network, data, stream_seed(seed, "initial-weights", 0))
 
     device = resolve_device(compute.device)

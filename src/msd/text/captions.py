@@ -40,10 +40,10 @@ def caption_images(out: Path, settings: dict[str, Any], inputs: dict[str, Path])
             where="text.captions.names",
             todo="Give the name of every class, in their order.",
         )
-    prompts = [template.format(name) for name in names for template in captions.templates]
+    prompts = [template.replace("{}", name).strip() for name in names for template in captions.templates]
     lines = out.parent / "prompts.txt"
     store.write_text(lines, "".join(f"{prompt}\n" for prompt in prompts))
-    archive = _archive(lines, out.parent / "prompts", len(prompts))
+    archive = _archive(lines, out.parent / f"prompts-{store.digest(prompts, 8)}", len(prompts))
     files = {"prompts": archive.path}
     for half in HALVES:
         files[f"{half}-images"] = data.file(f"{half}-images")

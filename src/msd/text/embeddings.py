@@ -38,6 +38,7 @@ def embed_prompts(
     shard_size: int = SHARD,
     dtype: torch.dtype = torch.float16,
     batch: int = BATCH,
+    inputs: dict[str, Path] | None = None,
     guard: Callable[[], None] = lambda: None,
     stop: Callable[[], str | None] = lambda: None,
     progress: Progress = lambda *_: None,
@@ -48,6 +49,7 @@ def embed_prompts(
         out: a folder; the shards of the same prompts and encoder that are whole are kept.
         dtype: of the hidden states on disk.
         batch: prompts that are encoded at once.
+        inputs: manifests that they were made from; None: that of the prompts.
         guard: called before a shard is put in place; it raises if this process may no longer write.
         stop: why to stop, or None; asked after each shard.
         progress: told of prompts done, all prompts, and nothing.
@@ -82,7 +84,7 @@ def embed_prompts(
         out / MANIFEST,
         kind=KIND,
         settings=settings,
-        inputs={"prompts": prompts.manifest.path},
+        inputs=inputs or {"prompts": prompts.manifest.path},
         files={**shards.files, **empty.files},
         results={
             "prompts": count,

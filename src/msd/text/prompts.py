@@ -74,7 +74,8 @@ class PromptReport:
     @classmethod
     def of(cls, plain: dict[str, Any]) -> PromptReport:
         """From what ``as_dict`` gave."""
-        return cls(**{name: Found(**value) if isinstance(value, dict) else value for name, value in plain.items()})
+        found: dict[str, Any] = {k: Found(**value) if isinstance(value, dict) else value for k, value in plain.items()}
+        return cls(**found)
 
     def __str__(self) -> str:
         """One line for a person."""

@@ -17,7 +17,8 @@ from msd.store import Manifest
 
 ALIAS = "current"  # MLflow keeps "latest" for itself
 LOADER = "msd.bundle.serve"
-NEEDS = ("torch", "numpy", "safetensors", "scipy", "pyyaml", "pydantic", "diffusers", "transformers")
+NEEDS = ("torch", "numpy", "safetensors", "scipy", "pyyaml", "pydantic")
+TEXT_NEEDS = ("diffusers", "transformers")
 
 
 def register(client: MlflowClient, experiment_id: str, run_id: str, name: str, row: Row) -> None:
@@ -79,6 +80,8 @@ def _write(folder: Path, model: LoggedModel, run_id: str, row: Row) -> None:
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
     assert row.bundle is not None
+    manifest = Manifest.read(row.bundle / "manifest.json")
+    needs = NEEDS + TEXT_NEEDS * ("prompts" in manifest.results)
     for chatty in ("mlflow.pyfunc", "mlflow.utils.environment"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     mlflow.pyfunc.save_model(
@@ -91,9 +94,8 @@ def _write(folder: Path, model: LoggedModel, run_id: str, row: Row) -> None:
             ParamSchema([ParamSpec("seed", "long", 0)]),
         ),
         input_example=np.arange(4),
-        pip_requirements=[f"{package}=={version(package)}" for package in NEEDS],
+        pip_requirements=[f"{package}=={version(package)}" for package in needs],
     )
-    manifest = Manifest.read(row.bundle / "manifest.json")
     for path in [manifest.path, *(manifest.file(name) for name in manifest.body["files"])]:
         linked = folder / path.relative_to(row.bundle)
         linked.parent.mkdir(parents=True, exist_ok=True)

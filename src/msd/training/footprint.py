@@ -23,7 +23,7 @@ from msd.config import Compute, Network, TextNetwork, Training
 from msd.draws import BatchDraws, Draws
 from msd.networks import Backbone
 from msd.networks.files import raw_network
-from msd.networks.layers import Resample, UNetBlock
+from msd.networks.layers import Resample
 from msd.networks.precond import PRECONDITIONINGS
 from msd.training.ledger import PRIME, Iteration, Ledger
 from msd.training.step import Step
@@ -98,21 +98,23 @@ class DryRun(Generic[S]):
         Raises:
             ConfigError: the images' size does not suit the network.
         """
+        net: Backbone
+        widening: tuple[type[nn.Module], ...] = (nn.GroupNorm, nn.LayerNorm)
         if isinstance(network, TextNetwork):
+            from diffusers.models.upsampling import Upsample2D
+
             from msd.networks.latent import LatentDenoiser, text_unet
 
-            latent = LatentDenoiser.of(self.hollow(lambda: text_unet(network, image_shape)), network, image_shape)
-            latent.autocast = torch.bfloat16 if self.settings.precision == "bfloat16" else None
-            latent.set_recompute(self._compute.gradient_checkpointing)
-            return latent.eval().requires_grad_(False)
-        raw = self.hollow(lambda: raw_network(network, image_shape, num_conditions))
-        preconditioning = PRECONDITIONINGS[network.preconditioning]
-        net = preconditioning(raw, image_shape=image_shape, pixel_unshuffle=network.pixel_unshuffle)
+            net = LatentDenoiser.of(self.hollow(lambda: text_unet(network, image_shape)), network, image_shape)
+            widening += (Upsample2D,)
+        else:
+            raw = self.hollow(lambda: raw_network(network, image_shape, num_conditions))
+            preconditioning = PRECONDITIONINGS[network.preconditioning]
+            net = preconditioning(raw, image_shape=image_shape, pixel_unshuffle=network.pixel_unshuffle)
         net.autocast = torch.bfloat16 if self.settings.precision == "bfloat16" else None
+        net.set_recompute(self._compute.gradient_checkpointing)
         for layer in net.modules():
-            if isinstance(layer, UNetBlock):
-                layer.recompute = self._compute.gradient_checkpointing
-            widens = isinstance(layer, nn.GroupNorm) or (isinstance(layer, Resample) and layer.up and layer.box)
+            widens = isinstance(layer, widening) or (isinstance(layer, Resample) and layer.up and layer.box)
             if widens and net.autocast and self._gpu:
                 layer.register_forward_pre_hook(_to_float32)
         return net.eval().requires_grad_(False)
@@ -171,7 +173,7 @@ class NoImages:
 
 def _to_float32(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """What autocast does before a normalisation or a repetition of pixels on a GPU, but not on the CPU."""
-    return tuple(x.float() for x in inputs)
+    return tuple(x.float() if isinstance(x, Tensor) else x for x in inputs)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 
@@ -13,26 +14,57 @@ from msd.latent.archive import CaptionedLatents, Prompts, open_latents
 from msd.networks import Backbone
 from msd.networks.files import build_network
 from msd.store import Manifest
-from msd.text.embeddings import open_embeddings
+from msd.text.embeddings import Embeddings, open_embeddings
 
 Data = LabelledImages | CaptionedLatents
 
 
-def open_training(manifests: Mapping[str, Manifest]) -> Data:
-    """The training half, or the latents of it with their captions, verified by sha256.
+class Inputs:
+    """Opened when asked for, once, verified by sha256.
 
     Args:
         manifests: ``data``, and ``embeddings`` where conditions are prompts.
     """
-    if "embeddings" in manifests:
-        return open_latents(manifests["data"], open_embeddings(manifests["embeddings"]))
-    return open_half(manifests["data"], "train")
 
+    def __init__(self, manifests: Mapping[str, Manifest]) -> None:
+        self._manifests = manifests
 
-def open_conditions(part: list[int], manifests: Mapping[str, Manifest]) -> Conditions:
-    """The conditions of a part: its classes, or the hidden states of its prompts."""
-    rows = torch.tensor(part)
-    return Prompts(open_embeddings(manifests["embeddings"]), rows) if "embeddings" in manifests else rows
+    @cached_property
+    def embeddings(self) -> Embeddings | None:
+        """Of all prompts; None: conditions are classes."""
+        manifest = self._manifests.get("embeddings")
+        return open_embeddings(manifest) if manifest else None
+
+    @cached_property
+    def data(self) -> Data:
+        """The training half, or the latents of it with their captions."""
+        if self.embeddings is None:
+            return open_half(self._manifests["data"], "train")
+        return open_latents(self._manifests["data"], self.embeddings)
+
+    def conditions(self, part: list[int]) -> Conditions:
+        """The conditions of a part: its classes, or the hidden states of its prompts."""
+        rows = torch.tensor(part)
+        return rows if self.embeddings is None else Prompts(self.embeddings, rows)
+
+    def check_teacher(self, teacher: Backbone, manifest: Manifest) -> None:
+        """Check that a teacher takes the conditions of these data.
+
+        Raises:
+            ConfigError: it wants other hidden states, or was made with another text encoder.
+        """
+        if self.embeddings is None:
+            return
+        encoder = self.embeddings.manifest.results["encoder"]["sha256"]
+        known = manifest.results["origin"].get("converted_from", {}).get("text_encoder_sha256", encoder)
+        if teacher.condition_shape != self.embeddings.shape or known != encoder:
+            raise ConfigError(
+                "The teacher and the text encoder do not belong together.",
+                where=str(manifest.path),
+                why=f"the teacher wants (tokens, width) {teacher.condition_shape}, encoder {known[:8]}; "
+                f"text.components gives {self.embeddings.shape}, encoder {encoder[:8]}",
+                todo="Take the teacher's own components.",
+            )
 
 
 def network_for(network: Network | TextNetwork, data: Data, seed: int) -> Backbone:
