@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_every_error_class_and_its_code_is_documented() -> None:
 
 def test_readme_commands_parse() -> None:
     text = (ROOT / "README.md").read_text()
-    commands = [line.split("#")[0].split() for line in re.findall(r"^msd .*$", text, re.MULTILINE)]
+    commands = [shlex.split(line.split("#")[0]) for line in re.findall(r"^msd .*$", text, re.MULTILINE)]
     assert len(commands) >= 5
     for command in commands:
         build_parser().parse_args(command[1:])

@@ -103,7 +103,7 @@ def test_flops_of_a_smaller_student_and_of_a_teacher() -> None:
     settings = config.TeacherTraining.model_validate(TSM.model_dump(include={"images", "batch_size", "optimizer"}))
     dry = DryRun(settings, Compute(), gpu=False)
     net = dry.network(architecture(), IMAGE_SHAPE, CLASSES)
-    found = dry.measure(lambda: TeacherStep(net, dry.data(IMAGE_SHAPE), dry.settings, dry.draws))
+    found = dry.measure(lambda: TeacherStep(net, dry.data(net), dry.settings, dry.draws))
     real = TeacherStep(network(), data(), settings, Draws(0))
     assert found.iterations[0].flops == pytest.approx(counted(real), rel=0.03)
 
