@@ -81,7 +81,7 @@ def test_unconditional_teacher_has_nothing_to_split() -> None:
 
 def test_teacher_of_text_is_refused_before_it_is_downloaded() -> None:
     (problem,) = problems(known("stable-diffusion-v1-5"))
-    assert problem.startswith("teacher.name: this teacher is conditioned on text")
+    assert problem.startswith("teacher.name: a teacher that is conditioned on text goes with the section")
 
 
 def test_password_in_a_url_is_refused() -> None:

@@ -94,7 +94,9 @@ def route(arguments: argparse.Namespace) -> None:
 def register(commands: Any) -> None:
     """Add ``msd prompts``."""
     about = "clean, embed, split and route prompts (docs/prompts.md)"
-    prompts: CommandParser = commands.add_parser("prompts", help=about, **texts(about, ["msd prompts pack --help"]))
+    prompts: CommandParser = commands.add_parser(
+        "prompts", help=about, **texts(about, ["msd prompts pack captions_train2014.json coco/"])
+    )
     prompts.set_defaults(run=lambda _: prompts.print_help())
     parser = prompts.add_action(
         "pack",
@@ -102,9 +104,13 @@ def register(commands: Any) -> None:
         "read prompts of any format, clean them, and write an archive",
         ["msd prompts pack captions_train2014.json coco/", "msd prompts pack laion.parquet laion/ --column TEXT"],
     )
-    parser.add_argument("source", type=Path)
+    parser.add_argument("source", type=Path, help="the file, or an LMDB folder")
     parser.add_argument("out", type=Path, help="the folder to write; it must hold no archive yet")
-    parser.add_argument("--format", choices=["txt", "jsonl", "parquet", "coco", "pickle", "lmdb"])
+    parser.add_argument(
+        "--format",
+        choices=["txt", "jsonl", "parquet", "coco", "pickle", "lmdb"],
+        help="where the name does not show it",
+    )
     parser.add_argument("--column", metavar="NAME", help="of a table, where it is not caption, prompt or text")
     parser.add_argument("--strict", action="store_true", help="bytes that are no UTF-8 are an error")
     parser.add_argument(
@@ -119,8 +125,8 @@ def register(commands: Any) -> None:
     )
     parser.add_argument("prompts", type=Path, help="a folder written by `msd prompts pack`")
     parser.add_argument("encoder", type=Path, help="a diffusers folder, or one of a BERT sentence encoder")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("out", type=Path, help="a folder; what is whole in it is kept")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: 1)")
     _pooling(parser)
     parser = prompts.add_action(
@@ -132,9 +138,11 @@ def register(commands: Any) -> None:
     parser.add_argument("prompts", type=Path, help="a folder written by `msd prompts pack`")
     parser.add_argument("embeddings", type=Path, help="a folder written by `msd prompts embed`")
     parser.add_argument("out", type=Path, help="a folder for router.json, router.safetensors and parts.json")
-    parser.add_argument("--kind", choices=["quadrants", "text-kmeans", "hash"], default="quadrants")
-    parser.add_argument("--students", type=positive, default=4, metavar="K")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--kind", choices=["quadrants", "text-kmeans", "hash"], default="quadrants", help="default: quadrants"
+    )
+    parser.add_argument("--students", type=positive, default=4, metavar="K", help="default: 4")
+    parser.add_argument("--seed", type=int, default=0, help="of text-kmeans and hash (default: 0)")
     parser = prompts.add_action(
         "route",
         route,
@@ -142,8 +150,8 @@ def register(commands: Any) -> None:
         ['msd prompts route router/ stable-diffusion-v1-5/ "a dog on a beach" "two pizzas"'],
     )
     parser.add_argument("router", type=Path, help="a folder written by `msd prompts split`, or a bundle")
-    parser.add_argument("encoder", type=Path)
-    parser.add_argument("prompt", nargs="+")
+    parser.add_argument("encoder", type=Path, help="the one whose embeddings were split")
+    parser.add_argument("prompt", nargs="+", help="one or more")
     _pooling(parser)
 
 

@@ -39,11 +39,10 @@ class Backbone(nn.Module, ABC):
         self.description: dict[str, Any] = {}
 
     @property
-    @abstractmethod
     def blocks(self) -> list[nn.Module]:
         """The pieces of the raw network that are compiled and sharded one by one."""
+        return []
 
-    @abstractmethod
     def set_recompute(self, on: bool) -> None:
         """Whether blocks keep nothing for the backward pass but their inputs, and compute the rest again there."""
 
