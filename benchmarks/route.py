@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from msd.config import TextKMeans, Hashed, Quadrants, TextPartitionSpec
+from msd.config import Hashed, Quadrants, TextKMeans, TextPartitionSpec
 from msd.partition.text_fit import fit_router
 from msd.partition.text_router import TextRouter
 
