@@ -48,7 +48,7 @@ def test_every_node_left_a_whole_manifest(plan: Plan) -> None:
 
 def test_what_is_drawn_is_what_the_prompt_says(plan: Plan) -> None:
     """Better than the control with shuffled prompts by more than chance: 400 images, a standard error of 0.02."""
-    for name in ("teacher", "msd4"):
+    for name in ("teacher", "msd2"):
         found = Manifest.read(plan.variants[name].evaluation.manifest).results
         assert found["metrics"]["asked_class_share"] > found["shuffled_prompts_share"] + 0.05, name
 
@@ -61,15 +61,15 @@ def test_the_report_tells_the_control(tiny: WorkingCopy, plan: Plan) -> None:
 
 
 def test_prompts_are_split_evenly_and_all_are_owned(plan: Plan) -> None:
-    partition = plan.variants["msd4"].partition
+    partition = plan.variants["msd2"].partition
     assert partition is not None
     parts = Manifest.read(partition.manifest).results["parts"]
-    assert [len(part) for part in parts] == [10, 10, 10, 10]
+    assert [len(part) for part in parts] == [20, 20]
     assert sorted(row for part in parts for row in part) == list(range(40))
 
 
 def test_an_unseen_prompt_goes_to_one_student(tiny: WorkingCopy, plan: Plan) -> None:
-    folder = plan.variants["msd4"].bundle.manifest.parent
+    folder = plan.variants["msd2"].bundle.manifest.parent
     for prompt in ("a seven, please", "", "🦒" * 40):
         said = msd(tiny, "sample", "--bundle", str(folder), "--prompt", prompt, "--n", "2", "--out", "two.png")
         assert "2 images" in said
@@ -81,7 +81,7 @@ def test_an_unseen_prompt_goes_to_one_student(tiny: WorkingCopy, plan: Plan) -> 
 def test_a_student_is_a_diffusers_pipeline(tiny: WorkingCopy, plan: Plan) -> None:
     from diffusers import StableDiffusionPipeline
 
-    bundle = TextBundle(plan.variants["msd4"].bundle.manifest.parent)
+    bundle = TextBundle(plan.variants["msd2"].bundle.manifest.parent)
     msd(tiny, "pipeline", str(bundle.folder), "pipelines")
     noise = noise_of_images(0, 0, 1, bundle.noise_shape)
     images, (owner,) = bundle.draw_prompts(["the digit four"], noise)
