@@ -70,7 +70,7 @@ def test_prompts_are_split_evenly_and_all_are_owned(plan: Plan) -> None:
 
 def test_an_unseen_prompt_goes_to_one_student(tiny: WorkingCopy, plan: Plan) -> None:
     folder = plan.variants["msd2"].bundle.manifest.parent
-    for prompt in ("a seven, please", "", "🦒" * 40):
+    for prompt in ("", "🦒 seven" * 40):
         said = msd(tiny, "sample", "--bundle", str(folder), "--prompt", prompt, "--n", "2", "--out", "two.png")
         assert "2 images" in said
         assert "by student " in said
