@@ -51,7 +51,7 @@ class Shards:
         Args:
             write: (path, number of the first item, number of items): write a shard; what it returns goes into its
                 record.
-            what: the items, for messages.
+            what: what became of the items, for messages: "prompts are encoded".
             guard: called before a record is put in place; it raises if this process may no longer write.
             stop: why to stop, or None; asked after each shard.
             progress: told of items done, all items, and nothing.
@@ -68,7 +68,7 @@ class Shards:
             progress(first + number, self.count, {})
             if (reason := stop()) and first != missing[-1]:
                 raise InterruptedRun(
-                    f"Stopped; {first + number} of {self.count} {what} are done.",
+                    f"Stopped; {first + number} of {self.count} {what}.",
                     where=str(path.parent),
                     why=reason,
                     todo="Run the same command again: it goes on from here.",

@@ -111,14 +111,14 @@ def test_shards_go_on_where_they_stopped(tmp_path: Path) -> None:
         return Shards(tmp_path, "part", ".txt", count=10, size=4, identity=identity)
 
     with pytest.raises(InterruptedRun, match="4 of 10 things are done"):
-        shards().fill(write, what="things", stop=lambda: "a signal")
-    shards().fill(write, what="things")
+        shards().fill(write, what="things are done", stop=lambda: "a signal")
+    shards().fill(write, what="things are done")
     assert written == [0, 4, 8]
     assert shards().total("items") == 10
     assert list(shards().files) == ["part-000000000", "part-000000004", "part-000000008"]
     (tmp_path / "part-000000004.txt").write_text("damaged")
-    shards().fill(write, what="things")
+    shards().fill(write, what="things are done")
     assert written == [0, 4, 8, 4]
-    shards("b").fill(write, what="things")  # another identity: all anew
+    shards("b").fill(write, what="things are done")  # another identity: all anew
     assert written == [0, 4, 8, 4, 0, 4, 8]
     assert read_json(tmp_path / "part-000000008.json")["items"] == 2

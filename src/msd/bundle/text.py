@@ -57,8 +57,7 @@ class TextBundle(Bundle):
 
     @property
     def num_classes(self) -> int:
-        results = self.manifest.results
-        return len(results["prompts"])
+        return len(self.manifest.results["prompts"])  # the base class asks before `prompts` is there
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

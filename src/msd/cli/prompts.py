@@ -51,16 +51,15 @@ def embed(arguments: argparse.Namespace) -> None:
 
 
 def split(arguments: argparse.Namespace) -> None:
-    from pydantic import TypeAdapter
 
-    from msd.config import TextPartitionSpec
+    from msd.config import TEXT_PARTITION
     from msd.partition.text_fit import fit_router
     from msd.partition.text_report import describe_parts
     from msd.store import write_json
     from msd.text.archive import open_prompts, texts
     from msd.text.embeddings import open_embeddings
 
-    spec: Any = TypeAdapter(TextPartitionSpec).validate_python(
+    spec = TEXT_PARTITION.validate_python(
         {"kind": arguments.kind} | ({} if arguments.kind == "quadrants" else {"seed": arguments.seed})
     )
     manifest = Manifest.read(arguments.embeddings / "manifest.json")

@@ -51,13 +51,14 @@ from msd.config.sources import (
     UrlSource,
 )
 from msd.config.text import AutoencoderTraining, ClassCaptions, FolderComponents, Text, TinyComponents
-from msd.config.text_partition import TEXT_PARTITIONS, Hashed, Quadrants, TextKMeans, TextPartitionSpec
+from msd.config.text_partition import TEXT_PARTITION, TEXT_PARTITIONS, Hashed, Quadrants, TextKMeans, TextPartitionSpec
 from msd.config.toy import Pinwheel, Toy, ToyMap, ToyMeasure, ToyStart
 from msd.config.training import NoiseDistribution, Optimizer, Sampler, TeacherSampler, TeacherTraining, Training
 
 __all__ = [
     "ANY_NETWORK",
     "TEACHER",
+    "TEXT_PARTITION",
     "TEXT_PARTITIONS",
     "WITHOUT_PATH",
     "Adm",

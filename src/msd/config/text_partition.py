@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from msd.config.base import Section
 
@@ -31,3 +31,4 @@ class Hashed(Section):
 
 TextPartitionSpec: TypeAlias = Annotated[Quadrants | TextKMeans | Hashed, Field(discriminator="kind")]
 TEXT_PARTITIONS = ("quadrants", "text-kmeans", "hash")
+TEXT_PARTITION: TypeAdapter[TextPartitionSpec] = TypeAdapter(TextPartitionSpec)

@@ -58,7 +58,7 @@ def encode_images(
             raise DataError("Latents are not finite in float16.", where=str(path), todo="Look at the autoencoder.")
         store.write_with(path, lambda p: np.save(p, latents.numpy()), guard)
 
-    shards.fill(write, what="latents", guard=guard, stop=stop, progress=progress)
+    shards.fill(write, what="images are encoded", guard=guard, stop=stop, progress=progress)
     return shards
 
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from msd.config import TextPartitionSpec
+from msd.config import TEXT_PARTITION
 from msd.errors import PartitionError
 from msd.partition.build import PARTITION_SCHEMA
 from msd.partition.text_fit import fit_router
 from msd.partition.text_report import describe_parts
 from msd.store import Manifest, write_json
-from msd.text.archive import open_prompts, texts
+from msd.text.archive import texts
+from msd.text.captions import prompts_of
 from msd.text.embeddings import open_embeddings
-
-SPEC: TypeAdapter[TextPartitionSpec] = TypeAdapter(TextPartitionSpec)
 
 
 def build_text_partition(out: Path, settings: dict[str, Any], inputs: dict[str, Path]) -> Manifest:
@@ -30,9 +27,9 @@ def build_text_partition(out: Path, settings: dict[str, Any], inputs: dict[str, 
         PartitionError: the prompts cannot be split so.
     """
     students = settings["students"]
-    spec = SPEC.validate_python({key: value for key, value in settings.items() if key != "students"})
-    archive = open_prompts(Manifest.read(Manifest.read(inputs["data"]).file("prompts")))
-    prompts, pooled = texts(archive), open_embeddings(Manifest.read(inputs["embeddings"])).pooled().numpy()
+    spec = TEXT_PARTITION.validate_python({key: value for key, value in settings.items() if key != "students"})
+    prompts = texts(prompts_of(Manifest.read(inputs["data"])))
+    pooled = open_embeddings(Manifest.read(inputs["embeddings"])).pooled().numpy()
     router = fit_router(pooled, spec, students, prompts)
     owners = router(pooled, prompts)
     parts = [(owners == k).nonzero()[0].tolist() for k in range(students)]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from safetensors.numpy import load, save
 
-from msd.config import Hashed, Quadrants, TextKMeans, TextPartitionSpec
+from msd.config import TEXT_PARTITION, Hashed, Quadrants, TextKMeans, TextPartitionSpec
 from msd.errors import DamagedFileError, DataError, PartitionError
 from msd.partition.text_rules import EmbeddingRule, Halvings, Nearest, owner_of_text
 from msd.store import atomic_write, digest, read_json, sha256_file, verify_sha256, write_json
@@ -19,7 +19,6 @@ from msd.store import atomic_write, digest, read_json, sha256_file, verify_sha25
 FORMAT, SCHEMA = "msd-text-router", 1
 FIT_AGAIN = "Fit the router again, or take an intact copy of both files."
 Tensors = dict[str, NDArray[Any]]
-SPEC: TypeAdapter[TextPartitionSpec] = TypeAdapter(TextPartitionSpec)
 
 
 class TextRouter:
@@ -114,7 +113,7 @@ class TextRouter:
         tensors_path = folder / "router.safetensors"
         try:
             verify_sha256(tensors_path, body["tensors_sha256"], todo=FIT_AGAIN)
-            spec = SPEC.validate_python({"kind": body["kind"], **body["settings"]})
+            spec = TEXT_PARTITION.validate_python({"kind": body["kind"], **body["settings"]})
             return cls(spec, body["students"], load(tensors_path.read_bytes()), body["width"], body["balance"])
         except (KeyError, TypeError, ValidationError) as e:
             raise _damaged(path, f"{type(e).__name__}: {e}") from None

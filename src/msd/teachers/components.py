@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -21,14 +18,13 @@ from msd.networks.files import fill, read_safetensors
 from msd.plan import Node
 from msd.store import Manifest
 from msd.teachers.autoencoder import AUTOENCODER_FORMAT
-from msd.text.archive import open_prompts, texts
+from msd.text.archive import texts
+from msd.text.captions import prompts_of
 from msd.text.embeddings import embed_prompts
 from msd.text.encoder import open_encoder
 from msd.text.tiny import make_tiny_encoder
 from msd.training.engine import Progress, resolve_device
-from msd.training.job import state_folder
-from msd.training.lease import Lease
-from msd.training.signals import StopRequest
+from msd.training.job import alone
 from msd.weights import fetch_weights
 
 FOLDERS = ("vae", "text_encoder", "tokenizer")  # of a diffusers pipeline
@@ -47,7 +43,7 @@ def make_components(node: Node, compute: Compute) -> Manifest:
     if node.settings["source"] == "tiny":
         captions = Manifest.read(node.inputs["captions"].manifest)
         encoder = TinyEncoder.model_validate(node.settings["encoder"])
-        make_tiny_encoder(texts(_prompts(captions)), folder, **encoder.model_dump())
+        make_tiny_encoder(texts(prompts_of(captions)), folder, **encoder.model_dump())
         _write_autoencoder(Manifest.read(node.inputs["autoencoder"].manifest), open_half(captions, "train"), folder)
     found = [path for name in FOLDERS for path in sorted((folder / name).glob("*")) if _is_needed(path)]
     files = {str(path.relative_to(folder)): path for path in found}
@@ -71,10 +67,6 @@ def components_folder(node: Node) -> Path:
     return Path(node.settings["path"]) if node.settings["source"] == "folder" else node.manifest.parent
 
 
-def _prompts(captions: Manifest) -> Any:
-    return open_prompts(Manifest.read(captions.file("prompts")))
-
-
 def _write_autoencoder(trained: Manifest, images: LabelledImages, folder: Path) -> None:
     """The folder ``vae/``; its scaling factor brings the latents of training images to unit variance."""
     path = trained.file("weights")
@@ -89,22 +81,20 @@ def _write_autoencoder(trained: Manifest, images: LabelledImages, folder: Path) 
 
 def embed_captions(node: Node, compute: Compute, progress: Progress) -> Manifest:
     """Hidden states and pooled vectors of all prompts."""
-    captions, folder = _inputs(node)
+    captions, _, folder = _inputs(node)
     encoder = open_encoder(folder, resolve_device(compute.device), node.settings["pooling"])
-    with _alone(node, compute, {"prompts": captions.results["sha256"], "encoder": encoder.sha256}) as (guard, stop):
-        out = node.manifest.parent
-        inputs = node.input_paths
-        return embed_prompts(_prompts(captions), encoder, out, inputs=inputs, guard=guard, stop=stop, progress=progress)
+    with alone(node, compute, {"prompts": captions.results["sha256"], "encoder": encoder.sha256}) as (_, guard, stop):
+        out, known = node.manifest.parent, prompts_of(captions)
+        return embed_prompts(known, encoder, out, inputs=node.input_paths, guard=guard, stop=stop, progress=progress)
 
 
 def encode_latents(node: Node, compute: Compute, progress: Progress) -> Manifest:
     """Latents of the training images, and the number of each one's caption."""
-    captions, folder = _inputs(node)
+    captions, components, folder = _inputs(node)
     autoencoder = open_autoencoder(folder, resolve_device(compute.device))
-    components = Manifest.read(node.inputs["components"].manifest)
     files = {name: components.sha256(name) for name in components.body["files"] if name.startswith("vae/")}
     identity = {"images": captions.sha256("train-images"), "autoencoder": files, "shard": SHARD}
-    with _alone(node, compute, identity) as (guard, stop):
+    with alone(node, compute, identity) as (_, guard, stop):
         images = open_half(captions, "train")
         digest, out = store.digest(identity), node.manifest.parent
         shards = encode_images(images, autoencoder, digest, out, guard=guard, stop=stop, progress=progress)
@@ -119,24 +109,10 @@ def encode_latents(node: Node, compute: Compute, progress: Progress) -> Manifest
         )
 
 
-def _inputs(node: Node) -> tuple[Manifest, Path]:
-    """The captions, and the folder of the components, verified."""
+def _inputs(node: Node) -> tuple[Manifest, Manifest, Path]:
+    """The captions, the components, verified, and their folder."""
     components = Manifest.read(node.inputs["components"].manifest)
     for name in components.body["files"]:
         components.file(name)
-    return Manifest.read(node.inputs["captions"].manifest), components_folder(node.inputs["components"])
-
-
-@contextmanager
-def _alone(
-    node: Node, compute: Compute, identity: dict[str, Any]
-) -> Iterator[tuple[Callable[[], None], Callable[[], str | None]]]:
-    """One writer at a time, who looks before every rename and stops on a signal."""
-    torch.set_num_threads(compute.threads)
-    _, folder = state_folder(node, identity)
-    waiting = f"{node.label}: another job makes them; waiting"
-    with (
-        Lease(folder, on_wait=lambda: print(waiting, flush=True), work=str(node.manifest)) as lease,
-        StopRequest() as stop,
-    ):
-        yield lease.check, lambda: stop.requested
+    captions = Manifest.read(node.inputs["captions"].manifest)
+    return captions, components, components_folder(node.inputs["components"])

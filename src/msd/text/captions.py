@@ -14,7 +14,7 @@ import numpy as np
 from msd import store
 from msd.config import ClassCaptions
 from msd.errors import ConfigError
-from msd.text.archive import write_prompts
+from msd.text.archive import PromptArchive, open_prompts, write_prompts
 
 HALVES = ("train", "evaluation")
 
@@ -62,6 +62,11 @@ def caption_images(out: Path, settings: dict[str, Any], inputs: dict[str, Path])
         "classes": names,
     }
     return store.Manifest.write(out, kind="captions", settings=settings, inputs=inputs, files=files, results=results)
+
+
+def prompts_of(captions: store.Manifest) -> PromptArchive:
+    """The prompts that a manifest of captions names."""
+    return open_prompts(store.Manifest.read(captions.file("prompts")))
 
 
 def _archive(lines: Path, folder: Path, count: int) -> store.Manifest:

@@ -77,9 +77,9 @@ def embed_prompts(
         return write(path, texts(prompts[first : first + number]))
 
     shards = Shards(out, NAME, SUFFIX, count=count, size=shard_size, identity=identity)
-    shards.fill(write_some, what="prompts", guard=guard, stop=stop, progress=progress)
+    shards.fill(write_some, what="prompts are encoded", guard=guard, stop=stop, progress=progress)
     empty = Shards(out, EMPTY, SUFFIX, count=1, size=1, identity=identity)
-    empty.fill(lambda path, *_: write(path, [""]), what="prompts", guard=guard)
+    empty.fill(lambda path, *_: write(path, [""]), what="prompts are encoded", guard=guard)
     return store.Manifest.write(
         out / MANIFEST,
         kind=KIND,

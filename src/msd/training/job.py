@@ -25,6 +25,7 @@ from msd.plan import Node
 from msd.training import journal
 from msd.training.engine import Hooks, Outcome, Progress, Schedule, resolve_device, train
 from msd.training.lease import Lease
+from msd.training.signals import StopRequest
 from msd.training.step import Step
 
 IDENTITY_LENGTH = 16
@@ -85,6 +86,24 @@ def state_folder(node: Node, identity: dict[str, Any]) -> tuple[str, Path]:
     """The digest of what decides a job's resulting bits, and the folder of its state."""
     sha256 = store.digest({"kind": node.kind, **identity})
     return sha256, node.root / "state" / f"{node.kind}-{sha256[:IDENTITY_LENGTH]}"
+
+
+@contextlib.contextmanager
+def alone(
+    node: Node, compute: Compute, identity: dict[str, Any]
+) -> Iterator[tuple[Path, Callable[[], None], Callable[[], str | None]]]:
+    """For work in shards: its state's folder, what to call before every rename, and why to stop, if there is a reason.
+
+    One writer at a time; another job of the same identity waits.
+    """
+    torch.set_num_threads(compute.threads)
+    _, folder = state_folder(node, identity)
+    waiting = f"{node.label}: another job makes them; waiting"
+    with (
+        Lease(folder, on_wait=lambda: print(waiting, flush=True), work=str(node.manifest)) as lease,
+        StopRequest() as stop,
+    ):
+        yield folder, lease.check, lambda: stop.requested
 
 
 def run_job(job: Job, compute: Compute, progress: Progress) -> store.Manifest:
