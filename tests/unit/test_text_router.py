@@ -16,11 +16,11 @@ from safetensors.numpy import save_file
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from msd.config import Hashed, Quadrants, TextKMeans, TextPartitionSpec
+from msd.config import TEXT_PARTITION, Hashed, Quadrants, TextKMeans, TextPartitionSpec
 from msd.errors import DamagedFileError, DataError, MissingFileError, PartitionError
 from msd.partition import text_fit
 from msd.partition.text_fit import balance_of, fit_router
-from msd.partition.text_router import SPEC, TextRouter
+from msd.partition.text_router import TextRouter
 from msd.store import digest, read_json, sha256_file
 
 QUADRANTS, KMEANS, HASH = Quadrants(), TextKMeans(kind="text-kmeans"), Hashed(kind="hash")
@@ -375,8 +375,8 @@ def test_files_of_two_routers_do_not_load_together(tmp_path: Path) -> None:
 
 
 def test_settings() -> None:
-    assert SPEC.validate_python({"kind": "text-kmeans"}) == KMEANS
-    assert SPEC.validate_python({"kind": "hash", "seed": 3}) == Hashed(kind="hash", seed=3)
+    assert TEXT_PARTITION.validate_python({"kind": "text-kmeans"}) == KMEANS
+    assert TEXT_PARTITION.validate_python({"kind": "hash", "seed": 3}) == Hashed(kind="hash", seed=3)
     for wrong in ({"kind": "quadrants", "seed": 1}, {"kind": "random"}, {"kind": "hash", "seed": "x"}):
         with pytest.raises(ValidationError):
-            SPEC.validate_python(wrong)
+            TEXT_PARTITION.validate_python(wrong)
