@@ -40,15 +40,15 @@ def write_pickle(path: Path, prompts: Prompts, protocol: int = pickle.DEFAULT_PR
     return path
 
 
-def write_latents(path: Path, prompts: Prompts) -> Path:
-    """A latent LMDB folder of DMD2."""
+def write_latents(path: Path, prompts: Prompts, latents: np.ndarray | None = None) -> Path:
+    """A latent LMDB folder of DMD2; latents (N, c, h, w) float16, None: zeros."""
+    latents = np.zeros((len(prompts), 4, 64, 64), np.float16) if latents is None else latents
     with lmdb.open(str(path), map_size=2**24) as environment, environment.begin(write=True) as transaction:
-        latent = np.zeros((4, 64, 64), np.float16)
-        for i, prompt in enumerate(prompts):
+        for i, (prompt, latent) in enumerate(zip(prompts, latents, strict=True)):
             transaction.put(f"prompts_{i}_data".encode(), prompt.encode())
             transaction.put(f"latents_{i}_data".encode(), latent.tobytes())
         transaction.put(b"prompts_shape", str(len(prompts)).encode())
-        transaction.put(b"latents_shape", " ".join(map(str, (len(prompts), *latent.shape))).encode())
+        transaction.put(b"latents_shape", " ".join(map(str, latents.shape)).encode())
     return path
 
 

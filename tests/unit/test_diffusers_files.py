@@ -366,3 +366,11 @@ def test_pipeline_of_parts_that_do_not_fit_is_refused(folder: Path, teacher: Lat
     with pytest.raises(UnsafeFileError):
         write_pipeline(teacher, folder, out)
     assert not out.exists()
+
+
+def test_pipeline_with_another_text_encoder_is_refused(folder: Path, teacher: LatentDenoiser, tmp_path: Path) -> None:
+    change(folder / "text_encoder/config.json", model_type="bert")
+    (folder / "tokenizer/vocab.txt").write_text("a")
+    with pytest.raises(ConfigError, match="loads CLIP text models only"):
+        write_pipeline(teacher, folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -17,7 +17,7 @@ from msd.config.text import TinyAutoencoder
 from msd.data.archive import LabelledImages
 from msd.draws import Draws
 from msd.errors import ConfigError
-from msd.latent.archive import CaptionedLatents, Prompts, encode_images, open_latents
+from msd.latent.archive import CaptionedLatents, EncodedImages, Prompts, open_latents, write_latents
 from msd.latent.autoencoder import Autoencoder, build_autoencoder
 from msd.networks.latent import build_latent
 from msd.store import Manifest, write_text
@@ -51,7 +51,7 @@ def captioned(folder: Path, states: Embeddings) -> Manifest:
     net = build_autoencoder(
         TinyAutoencoder.model_validate({"channels": [4, 4], "groups": 2, "training": TEACHER}), channels=1
     )
-    shards = encode_images(data, Autoencoder(net), "of images and autoencoder", folder)
+    shards = write_latents(EncodedImages(data, Autoencoder(net)), "of images and autoencoder", folder)
     np.save(folder / "captions.npy", data.labels)
     files = {**shards.files, "captions": folder / "captions.npy"}
     path = folder / "manifest.json"

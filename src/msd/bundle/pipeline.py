@@ -45,7 +45,7 @@ def write_pipeline(student: LatentDenoiser, components: Path, out: Path) -> None
 
     Raises:
         MissingFileError, UnsafeFileError, DamagedFileError: the components lack a file or have pickles only.
-        ConfigError: the components are not those of the student, or ``out`` is in use.
+        ConfigError: the components are not those of the student or not those of Stable Diffusion, or ``out`` is in use.
     """
     _check(student, components)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -87,12 +87,18 @@ def one_step(schedule: Schedule) -> DDIMScheduler:
 def _check(student: LatentDenoiser, components: Path) -> None:
     """Whether VAE and text encoder are of the student's sizes, and no pickles."""
     parts = parts_of(components)
+    if parts.kind != CLIP:
+        raise ConfigError(
+            "A diffusers pipeline cannot have this text encoder.",
+            where=str(parts.model),
+            why=f"it is a {parts.kind}; StableDiffusionPipeline loads CLIP text models only",
+            todo="Draw with `msd sample --bundle FOLDER --prompt TEXT`.",
+        )
     weights_files(components / "vae")
     vae, encoder = (store.read_json(folder / "config.json") for folder in (components / "vae", parts.model))
-    expected = {"latent channels": student.image_shape[0], "text encoder": CLIP, "states": student.text_shape}
+    expected = {"latent channels": student.image_shape[0], "states": student.text_shape}
     found = {
         "latent channels": vae.get("latent_channels"),
-        "text encoder": parts.kind,
         "states": (encoder.get("max_position_embeddings"), encoder.get("hidden_size")),
     }
     if found != expected:

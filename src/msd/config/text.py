@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
+from pydantic import Discriminator, Field, NonNegativeFloat, PositiveInt, Tag, field_validator
 
 from msd.config.base import Section
 from msd.config.training import Optimizer, Training
@@ -56,6 +56,7 @@ class TinyAutoencoder(Section):
 class TinyEncoder(Section):
     """A small CLIP text model with random weights and byte pairs learnt from the captions."""
 
+    source: Literal["tiny"] = Field("tiny", exclude=True)  # digests of settings are older than the other source
     vocabulary: PositiveInt = 600
     length: PositiveInt = Field(16, description="tokens of a prompt, with those of start and end")
     width: PositiveInt = 64
@@ -63,12 +64,31 @@ class TinyEncoder(Section):
     seed: int = 0
 
 
+class FolderEncoder(Section):
+    """A text encoder that is copied: a CLIP text model, or a BERT sentence encoder such as all-MiniLM-L6-v2."""
+
+    source: Literal["folder"]
+    path: str = Field(description="of model and tokenizer, together or in text_encoder/ and tokenizer/")
+    length: int | None = Field(
+        None, ge=3, le=77, description="tokens of a prompt, with those of start and end, of a BERT; null: 77"
+    )
+
+
+def _source_of(encoder: Any) -> Any:
+    return encoder.get("source", "tiny") if isinstance(encoder, dict) else getattr(encoder, "source", "tiny")
+
+
+Encoder: TypeAlias = Annotated[
+    Annotated[TinyEncoder, Tag("tiny")] | Annotated[FolderEncoder, Tag("folder")], Discriminator(_source_of)
+]
+
+
 class TinyComponents(Section):
     """Made here, for miniature models."""
 
     source: Literal["tiny"]
     autoencoder: TinyAutoencoder
-    encoder: TinyEncoder = TinyEncoder()
+    encoder: Encoder = TinyEncoder()
 
 
 class FolderComponents(Section):

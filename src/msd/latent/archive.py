@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -24,9 +24,40 @@ SHARD = 4096  # images
 BATCH = 64
 
 
-def encode_images(
-    images: LabelledImages,
-    autoencoder: Autoencoder,
+class LatentSource(Protocol):
+    """Where latents come from: an autoencoder and images, or a file that holds them (``msd.latent.lmdb``)."""
+
+    def __len__(self) -> int: ...
+
+    def latents(self, first: int, number: int) -> NDArray[np.float16]:
+        """Latents (number, c, h, w) as ``Autoencoder.encode`` gives them."""
+
+    def where(self, i: int) -> str:
+        """Latent i, for messages."""
+
+
+class EncodedImages:
+    """The latents of images, encoded when they are asked for."""
+
+    def __init__(self, images: LabelledImages, autoencoder: Autoencoder) -> None:
+        self._images, self._autoencoder = images, autoencoder
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def latents(self, first: int, number: int) -> NDArray[np.float16]:
+        parts = []
+        for indices in torch.arange(first, first + number).split(BATCH):
+            x, _ = self._images.batch(indices)
+            parts.append(self._autoencoder.encode(x.to(self._autoencoder.device)).half().cpu())
+        return torch.cat(parts).numpy()
+
+    def where(self, i: int) -> str:
+        return f"image {i}"
+
+
+def write_latents(
+    source: LatentSource,
     identity: str,
     out: Path,
     *,
@@ -34,10 +65,10 @@ def encode_images(
     stop: Callable[[], str | None] = lambda: None,
     progress: Progress = lambda *_: None,
 ) -> Shards:
-    """Write the latents (n, c, h, w) float16 of all images, in their order; what is whole is kept.
+    """Write all latents (n, c, h, w) float16 of a source, in its order; what is whole is kept. One shard is in memory.
 
     Args:
-        identity: of images and autoencoder.
+        identity: of what decides the latents.
         out: a folder.
         guard, stop, progress: see ``Shards.fill``.
 
@@ -45,20 +76,16 @@ def encode_images(
         InterruptedRun: there was a reason to stop.
         DataError: a latent is not finite in float16.
     """
-    shards = Shards(out, "latents", ".npy", count=len(images), size=SHARD, identity=identity)
+    shards = Shards(out, "latents", ".npy", count=len(source), size=SHARD, identity=identity)
 
     def write(path: Path, first: int, number: int) -> None:
-        parts = []
-        for start in range(first, first + number, BATCH):
-            indices = torch.arange(start, min(start + BATCH, first + number))
-            x, _ = images.batch(indices)
-            parts.append(autoencoder.encode(x.to(autoencoder.device)).half().cpu())
-        latents = torch.cat(parts)
-        if not latents.isfinite().all():
-            raise DataError("Latents are not finite in float16.", where=str(path), todo="Look at the autoencoder.")
-        store.write_with(path, lambda p: np.save(p, latents.numpy()), guard)
+        latents = source.latents(first, number)
+        finite = np.isfinite(latents).all(axis=(1, 2, 3))
+        if not finite.all():
+            raise DataError("A latent is not finite in float16.", where=source.where(first + int(finite.argmin())))
+        store.write_with(path, lambda p: np.save(p, latents), guard)
 
-    shards.fill(write, what="images are encoded", guard=guard, stop=stop, progress=progress)
+    shards.fill(write, what="latents are written", guard=guard, stop=stop, progress=progress)
     return shards
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from msd import store
 from msd.config import Compute
-from msd.config.text import TinyEncoder
+from msd.config.text import FolderEncoder, TinyEncoder
 from msd.data.archive import LabelledImages, open_half
 from msd.errors import MissingFileError
-from msd.latent.archive import SHARD, encode_images
+from msd.latent.archive import SHARD, EncodedImages, write_latents
 from msd.latent.autoencoder import Autoencoder, open_autoencoder
 from msd.networks.files import fill, read_safetensors
 from msd.plan import Node
@@ -22,6 +23,7 @@ from msd.text.archive import texts
 from msd.text.captions import prompts_of
 from msd.text.embeddings import embed_prompts
 from msd.text.encoder import open_encoder
+from msd.text.encoder_files import copy_encoder
 from msd.text.tiny import make_tiny_encoder
 from msd.training.engine import Progress, resolve_device
 from msd.training.job import alone
@@ -42,8 +44,7 @@ def make_components(node: Node, compute: Compute) -> Manifest:
     folder = components_folder(node)
     if node.settings["source"] == "tiny":
         captions = Manifest.read(node.inputs["captions"].manifest)
-        encoder = TinyEncoder.model_validate(node.settings["encoder"])
-        make_tiny_encoder(texts(prompts_of(captions)), folder, **encoder.model_dump())
+        _write_encoder(node.settings["encoder"], captions, folder)
         _write_autoencoder(Manifest.read(node.inputs["autoencoder"].manifest), open_half(captions, "train"), folder)
     found = [path for name in FOLDERS for path in sorted((folder / name).glob("*")) if _is_needed(path)]
     files = {str(path.relative_to(folder)): path for path in found}
@@ -53,6 +54,16 @@ def make_components(node: Node, compute: Compute) -> Manifest:
         )
     inputs = node.input_paths
     return Manifest.write(node.manifest, kind=node.kind, settings=node.settings, inputs=inputs, files=files)
+
+
+def _write_encoder(settings: dict[str, Any], captions: Manifest, folder: Path) -> None:
+    """The folders ``text_encoder/`` and ``tokenizer/``: made of the captions, or a copy."""
+    if settings.get("source") == "folder":
+        copied = FolderEncoder.model_validate(settings)
+        copy_encoder(Path(copied.path), folder, copied.length)
+    else:
+        made = TinyEncoder.model_validate(settings)
+        make_tiny_encoder(texts(prompts_of(captions)), folder, **made.model_dump())
 
 
 def _is_needed(path: Path) -> bool:
@@ -97,7 +108,8 @@ def encode_latents(node: Node, compute: Compute, progress: Progress) -> Manifest
     with alone(node, compute, identity) as (_, guard, stop):
         images = open_half(captions, "train")
         digest, out = store.digest(identity), node.manifest.parent
-        shards = encode_images(images, autoencoder, digest, out, guard=guard, stop=stop, progress=progress)
+        source = EncodedImages(images, autoencoder)
+        shards = write_latents(source, digest, out, guard=guard, stop=stop, progress=progress)
         return Manifest.write(
             node.manifest,
             kind=node.kind,

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from msd.errors import ConfigError
 from msd.text.encoder_files import CLIP, digest_of, load, parts_of
 
-BERT_LENGTH = 77  # tokens; that of CLIP, so that both make archives of one form
+BERT_LENGTH = 77  # tokens at most; that of CLIP, so that both make archives of one form
 Pooling: TypeAlias = Literal["prompt", "end", "all"]
 
 
@@ -56,7 +56,7 @@ class TextEncoder:
         self._tokenizer, self._model = tokenizer, model.to(device).eval().requires_grad_(False)
         self.kind, self.pooling, self.sha256, self.device = kind, pooling, sha256, device
         positions = int(model.config.max_position_embeddings)
-        self.length = positions if kind == CLIP else min(BERT_LENGTH, positions)
+        self.length = positions if kind == CLIP else min(BERT_LENGTH, positions, tokenizer.model_max_length)
         self.width = int(model.config.hidden_size)
         first = tokenizer("")["input_ids"]
         self._end, self._pad = first[-1], tokenizer.pad_token_id

@@ -1,4 +1,4 @@
-"""The folder of a text encoder: what is in it, its digest, and how it is loaded. Knows nothing of prompts.
+"""The folder of a text encoder: what is in it, its digest, how it is loaded and copied. Knows nothing of prompts.
 
 transformers fills weights that a file lacks with random numbers, and gives a tokenizer without files an empty
 vocabulary; both are errors here.
@@ -7,6 +7,7 @@ vocabulary; both are errors here.
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 VOCABULARIES = {CLIP: ("vocab.json", "merges.txt"), BERT: ("vocab.txt",)}
 TOKENIZER = "tokenizer.json"  # holds the vocabulary too
+TOKENIZER_SETTINGS = "tokenizer_config.json"
+TOKENIZER_FILES = (TOKENIZER, TOKENIZER_SETTINGS, "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,36 @@ def digest_of(parts: Parts) -> str:
     """sha256 over the names and bytes of all files that decide what the encoder says."""
     texts = [p for folder in {parts.model, parts.tokenizer} for p in folder.iterdir() if p.suffix in (".json", ".txt")]
     return store.digest({str(p.relative_to(parts.folder)): store.sha256_file(p) for p in {*texts, *parts.weights}})
+
+
+def copy_encoder(source: Path, folder: Path, length: int | None = None) -> None:
+    """Copy what an encoder needs to ``text_encoder/`` and ``tokenizer/`` in a folder.
+
+    Args:
+        length: tokens of a prompt, which the copy's tokenizer keeps as its ``model_max_length``; None: as it was.
+
+    Raises:
+        MissingFileError, DamagedFileError, UnsafeFileError: see ``parts_of``.
+        ConfigError: another kind of model, or the length of a CLIP text model, which its positions decide.
+    """
+    parts = parts_of(source)
+    if length is not None and parts.kind == CLIP:
+        raise ConfigError(
+            "The length of a CLIP text model cannot be chosen.", where=str(source), todo="Give no length."
+        )
+    for path in (parts.model / "config.json", parts.model / INDEX, *parts.weights):
+        _copy(path, folder / "text_encoder")
+    for name in (*TOKENIZER_FILES, *VOCABULARIES[parts.kind]):
+        _copy(parts.tokenizer / name, folder / "tokenizer")
+    if length is not None:
+        path = folder / "tokenizer" / TOKENIZER_SETTINGS
+        settings = store.read_json(path) if path.exists() else {}
+        store.write_json(path, settings | {"model_max_length": length})
+
+
+def _copy(path: Path, folder: Path) -> None:
+    if path.exists():
+        store.write_with(folder / path.name, lambda aside: shutil.copyfile(path, aside))
 
 
 def load(parts: Parts) -> tuple[Any, Any]:
