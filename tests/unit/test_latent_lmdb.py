@@ -1,4 +1,4 @@
-"""DMD2's files of latents: what is written is what is read, copies go on where they stopped, and damage is one error."""
+"""DMD2's files of latents: what is written is read, copies go on where they stopped, and damage is one error."""
 
 from __future__ import annotations
 
@@ -81,14 +81,18 @@ DAMAGE: dict[str, tuple[str, bytes | None, type[MsdError]]] = {
 }
 
 
+def read_all(path: Path) -> None:
+    source = LmdbLatents(path)
+    list(source.prompts())
+    source.latents(0, len(source))
+
+
 @pytest.mark.parametrize("case", DAMAGE)
 def test_damage_is_one_error(case: str, path: Path) -> None:
     key, value, error = DAMAGE[case]
     put(path, key, value)
     with pytest.raises(error) as refused:
-        source = LmdbLatents(path)
-        list(source.prompts())
-        source.latents(0, len(source))
+        read_all(path)
     assert str(path) in str(refused.value)
 
 
