@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from msd.config import Captions, ClipScore
+from msd.config import ClipScore
 from msd.data.images import image_of
-from msd.errors import DataError, DownloadError, MissingFileError
-from msd.store import verify_sha256
-
-
-def read_captions(source: Captions, count: int) -> list[str]:
-    """The first ``count`` captions; caption i belongs to image i.
-
-    Raises:
-        MissingFileError, DamagedFileError: there is no such file, or it is another one.
-        DataError: there are fewer.
-    """
-    path = Path(source.path)
-    if not path.is_file():
-        raise MissingFileError("The captions do not exist.", where=str(path), todo="Correct protocol.captions.path.")
-    if source.sha256 is not None:
-        verify_sha256(path, source.sha256)
-    captions = path.read_text(encoding="utf-8").splitlines()
-    if len(captions) < count:
-        raise DataError("There are fewer captions than images.", where=str(path), why=f"{len(captions)} for {count}")
-    return captions[:count]
+from msd.errors import DownloadError, MissingFileError
 
 
 def open_clip_model(settings: ClipScore, device: torch.device) -> Callable[[NDArray[np.uint8], list[str]], float]:
