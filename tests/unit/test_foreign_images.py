@@ -19,13 +19,14 @@ from msd.config import Captions, load
 from msd.data.archive import open_half
 from msd.data.images import image_of
 from msd.errors import ConfigError, DamagedFileError, DataError, MissingFileError
-from msd.evaluate.clip_score import open_clip_model, read_captions
+from msd.evaluate.clip_score import open_clip_model
 from msd.evaluate.features import open_extractor
 from msd.evaluate.images import evaluate_images
 from msd.evaluate.metrics import statistics_of
 from msd.evaluate.protocol import batches, protocol_digest
 from msd.plan import Plan
 from msd.store import Manifest, sha256_file
+from msd.text.measured import read_captions
 
 COUNT = 60
 ALL = f"evaluation.protocol.images={COUNT}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +76,7 @@ class Ruler:
         """
         return {name: self._real(name, images, sha256) for name in self.extractors}
 
-    @cached_property
+    @property
     def published(self) -> Statistics | None:
         """Of the protocol's own distance, where it names them."""
         return _published(self.protocol.reference.statistics)

@@ -15,7 +15,7 @@ from typing import Any
 from msd.config import StudentVariant
 from msd.errors import DamagedFileError
 from msd.plan import Node, Plan, VariantPlan
-from msd.report import seeds
+from msd.report import seeds, summary
 from msd.report.check import RERUN, check_inputs
 from msd.report.seeds import Replicate
 from msd.store import Manifest, digest, sha256_file
@@ -134,7 +134,7 @@ def read(plan: Plan) -> Report:
         "floor": {
             "metrics": _need(floor, "metrics"),
             "images": _need(floor, "metric")["images"],
-            "of": _need(floor, "of"),
+            "of": floor.results.get("of", summary.OF_TRAINING),
         },
         "latency": {**timing, "repeats": plan.latency.settings["repeats"]},
         "machines": {"latency": machines([latency]), "training": machines(training)},
