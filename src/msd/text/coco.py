@@ -113,7 +113,7 @@ def make_coco(
 
 
 def evaluation_captions(captions: Path, count: int) -> str:
-    """The list that DMD and DMD2 draw for: the first caption of each of the ``count`` images with the lowest ids.
+    """The list that DMD2 draws for: the first caption of each of the ``count`` images with the lowest ids.
 
     Captions stand as they are, spaces at their ends too; only a line's end within one becomes a space.
     """
