@@ -29,7 +29,7 @@ def coco(arguments: argparse.Namespace) -> None:
 def register(commands: Any) -> None:
     """Add the subcommand."""
     about = "fetch COCO 2014: pictures, captions, and the 30,000 captions of the evaluation (docs/data.md)"
-    examples = ["msd coco", "msd coco data/coco14 --train", "MSD_MIRROR=/downloads msd coco"]
+    examples = ["msd coco", "msd coco data/coco14 --train"]
     parser: argparse.ArgumentParser = commands.add_parser("coco", help=about, **texts(about, examples))
     parser.add_argument(
         "folder", type=Path, nargs="?", default=FOLDER, help=f"what is whole in it is kept (default: {FOLDER})"
