@@ -100,7 +100,10 @@ class ClipScore(Section):
     """Mean cosine of images and captions by open_clip, times 100; needs `pip install 'msd[clip]'`."""
 
     model: str = "ViT-g-14"
-    pretrained: str = Field("laion2b_s12b_b42k", description="open_clip's name of the weights, or a path")
+    pretrained: str = Field(
+        "laion2b_s12b_b42k", min_length=1, description="open_clip's name of the weights, or a path of tensors only"
+    )
+    sha256: Sha256 | None = Field(None, description="of the file, for a path; null: not checked")
 
 
 class Protocol(Section):

@@ -103,7 +103,9 @@ def _seen(
     """Features of all images in every space, the sha256 of their pixels, and the CLIP score if there is one."""
     protocol, count = ruler.protocol, len(source)
     clip, captions = None, list[str]()
-    if protocol.clip is not None and protocol.captions is not None:
+    if protocol.clip is not None:
+        if protocol.captions is None:
+            raise ConfigError("A CLIP score needs captions.", where="evaluation.protocol.captions")
         clip = open_clip_model(protocol.clip, device)
         captions = read_captions(protocol.captions, count)
     sha256, done, total = hashlib.sha256(), 0, 0.0
