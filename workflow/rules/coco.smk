@@ -4,7 +4,7 @@
 rule coco:
     """the network → val2014, its captions, eval-30k.txt; also a target"""
     output:
-        "data/coco14/manifest.json",
+        COCO,
     log:
         ROOT + "/logs/coco.log",
     shell:
