@@ -85,6 +85,12 @@ def fetch(url: str, sha256: str | None = None) -> Path:
     return path
 
 
+def forget(path: Path) -> None:
+    """Remove a download that has served. What ``fetch`` found elsewhere, in a mirror say, is the user's and stays."""
+    if path.is_relative_to(cache_folder() / "downloads"):
+        path.unlink(missing_ok=True)
+
+
 def _recorded(record: Path) -> str | None:
     """The digest in a record, which `sha256sum -c` reads too."""
     words = record.read_text(encoding="utf-8").split() if record.is_file() else []

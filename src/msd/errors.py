@@ -92,7 +92,7 @@ class LeaseLostError(MsdError):
 
 
 class StorageError(MsdError):
-    """A checkpoint or the journal could not be written, for want of room say; the checkpoint before is kept."""
+    """A checkpoint, the journal or pictures could not be written, for want of room say; what was whole is kept."""
 
     exit_code = 12
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from msd.store import digest
+from msd.store import canonical_json, digest
 
 DIGEST_LENGTH = 8
 
@@ -50,6 +50,10 @@ class Node:
     def manifest(self) -> Path:
         """The declared output: proof that the work is complete."""
         return self.root / self.group / f"{self.name}-{self.digest}" / "manifest.json"
+
+    def reads(self, folder: str) -> bool:
+        """Whether its settings name a file or folder in this one, which no input says."""
+        return f'"{folder}/' in canonical_json(self.settings)
 
     @property
     def input_paths(self) -> dict[str, Path]:

@@ -58,7 +58,8 @@ class Plan:
             if protocol.second
             else None
         )
-        self.judge = self._sourced("classifier", "judge", experiment.evaluation.judge, images)
+        judge = experiment.evaluation.judge
+        self.judge = self._sourced("classifier", "judge", judge, images) if judge else None
         self.variants = {name: self._variant(name) for name in experiment.variants}
         measure = {"protocol": _dump(protocol)}
         self.floor = self._node("floor", "evaluation", "real-data", measure, self._judges(), "metric floor")
@@ -247,12 +248,18 @@ class Plan:
 
     @property
     def measured_on(self) -> Node:
-        """The real images, labelled by their conditions."""
-        return self.text.captions if self.text else self.data
+        """The real images, labelled by their conditions where those have classes."""
+        return self.text.captions if self.text and self.judge else self.data
+
+    @property
+    def networks(self) -> dict[str, Node]:
+        """Role → the teacher, and the networks that measure."""
+        second = {"second-features": self.second} if self.second else {}
+        judge = {"judge": self.judge} if self.judge else {}
+        return {"teacher": self.teacher, "features": self.features, **second, **judge}
 
     def _judges(self) -> dict[str, Node]:
-        second = {"second-features": self.second} if self.second else {}
-        return {"data": self.measured_on, "features": self.features, **second, "judge": self.judge}
+        return {"data": self.measured_on} | {r: node for r, node in self.networks.items() if r != "teacher"}
 
     def _variant(self, name: str) -> VariantPlan:
         variant = self.experiment.variants[name]
@@ -270,8 +277,8 @@ class Plan:
             inputs = {"partition": partition} | {f"student-{k}": s.last for k, s in enumerate(students)}
             settings |= {} if protocol.ema is None else {"ema": protocol.ema}
         if self.text:
-            inputs |= {"components": self.text.components, "captions": self.text.captions}
-            settings |= self.text.embeddings.settings
+            inputs |= {"components": self.text.components, "captions": self.measured_on}
+            settings |= {**self.text.embeddings.settings, **self._asked()}
         bundle = self._node("bundle", "bundles", name, settings, inputs, f"{name} bundle{self._which_seed}")
         evaluation = self._node(
             "evaluate",
@@ -281,8 +288,17 @@ class Plan:
             {"bundle": bundle, **self._judges()},
             f"{name} evaluation{self._which_seed}",
         )
-        breakdown = None if isinstance(variant, TeacherVariant) else self._breakdown(name, bundle)
+        whole = self.judge is None or isinstance(variant, TeacherVariant)
+        breakdown = None if whole else self._breakdown(name, bundle)
         return VariantPlan(name, partition, students, bundle, evaluation, breakdown)
+
+    def _asked(self) -> dict[str, Any]:
+        """Which prompts students are measured with, where those of the training are not: one for each image."""
+        protocol = self.experiment.evaluation.protocol
+        if self.judge is not None:
+            return {}
+        captions = {} if protocol.captions is None else {"captions": _dump(protocol.captions)}
+        return {**captions, "prompts": protocol.images * protocol.blocks}
 
     def _breakdown(self, name: str, bundle: Node) -> Node:
         evaluation = self.experiment.evaluation
@@ -299,7 +315,9 @@ class Plan:
         spec = _dump(variant.partition)
         if "seed" in spec:
             spec["seed"] += self.seed - self.experiment.seed
-        inputs = {"data": self.measured_on} | ({"teacher": self.teacher} if spec["kind"] == "kmeans" else {})
+        inputs = {"data": self.text.captions if self.text else self.data}
+        if spec["kind"] == "kmeans":
+            inputs["teacher"] = self.teacher
         if spec["kind"] in TEXT_PARTITIONS:
             assert self.text is not None  # the configuration sees to it
             inputs["embeddings"] = self.text.embeddings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import zipfile
 from pathlib import Path
@@ -13,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from tiny import ROOT
+from tiny_clip import NAME, write_clip
 
 from msd.cli.main import main
-from msd.config import Captions, load
+from msd.config import ClipScore, load
 from msd.data.archive import open_half
 from msd.data.images import image_of
-from msd.errors import ConfigError, DamagedFileError, DataError, MissingFileError
-from msd.evaluate.clip_score import open_clip_model, read_captions
+from msd.errors import ConfigError, DataError, MissingFileError
+from msd.evaluate.clip_score import open_clip_model
 from msd.evaluate.features import open_extractor
 from msd.evaluate.images import evaluate_images
 from msd.evaluate.metrics import statistics_of
@@ -167,29 +167,41 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "--images" in capsys.readouterr().err
 
 
-def test_captions(tmp_path: Path) -> None:
-    path = tmp_path / "captions.txt"
-    path.write_text("a cat\na dog\n")
-    assert read_captions(Captions(path=str(path)), 2) == ["a cat", "a dog"]
-    assert read_captions(Captions(path=str(path), sha256=sha256_file(path)), 1) == ["a cat"]
-    with pytest.raises(DataError, match="2 for 3"):
-        read_captions(Captions(path=str(path)), 3)
-    with pytest.raises(DamagedFileError):
-        read_captions(Captions(path=str(path), sha256="0" * 64), 1)
-    with pytest.raises(MissingFileError):
-        read_captions(Captions(path=str(tmp_path / "none.txt")), 1)
+def test_clip_score_beside_the_distance(tmp_path: Path) -> None:
+    """Image i, in the order of names, belongs to line i of the captions."""
+    weights = write_clip(tmp_path)
+    clip = ClipScore(model=NAME, pretrained=str(weights), sha256=sha256_file(weights))
+    captions = [f"{i} pictures of {'a digit' if i % 2 else 'cats on a beach'} " for i in range(COUNT)]
+    (tmp_path / "captions.txt").write_text("".join(f"{caption}\n" for caption in captions))
+    asked = f"{{path: {tmp_path / 'captions.txt'}, sha256: {sha256_file(tmp_path / 'captions.txt')}}}"
+    overrides = [
+        f"evaluation.protocol.captions={asked}",
+        f"evaluation.protocol.clip={{model: {NAME}, pretrained: {weights}, sha256: {clip.sha256}}}",
+    ]
+    out = tmp_path / "out.json"
+    arguments = ["evaluate", "--images", "folder", "--protocol", "protocols/fd_digits.yaml", "--out", str(out)]
+    assert main([*arguments, *(word for o in [ALL, *overrides] for word in ("--config", o))]) == 0
+    found = json.loads(out.read_text())
+    score = open_clip_model(clip, CPU)
+    images = np.load("images.npz")["images"]
+    assert found["metrics"]["clip_score"] == pytest.approx(score(images, captions) / COUNT, rel=1e-5)
+    assert found["metrics"]["clip_score"] != pytest.approx(score(images, captions[::-1]) / COUNT, rel=1e-2)
+    without = measured("folder")
+    assert found["metrics"]["fd_digits"] == without["metrics"]["fd_digits"]
+    assert found["protocol_digest"] != without["protocol_digest"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("open_clip") is not None, reason="open_clip is installed")
-def test_without_open_clip_the_error_says_what_to_install() -> None:
-    protocol = load("params.yaml", (), ["evaluation.protocol=protocols/fid_coco30k.yaml"]).evaluation.protocol
-    assert protocol.clip is None  # nothing asks for it by default
-    clip = load(
-        "params.yaml", (), ["evaluation.protocol=protocols/fid_coco30k.yaml", "evaluation.protocol.clip={}"]
-    ).evaluation.protocol.clip
-    assert clip is not None
-    with pytest.raises(MissingFileError, match=r"pip install 'msd\[clip\]'"):
-        open_clip_model(clip, CPU)
+def test_clip_score_without_its_weights_is_one_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "captions.txt").write_text("a digit\n" * COUNT)
+    overrides = [
+        f"evaluation.protocol.captions={{path: {tmp_path / 'captions.txt'}}}",
+        f"evaluation.protocol.clip={{model: ViT-B-32, pretrained: {tmp_path / 'none.safetensors'}}}",
+    ]
+    arguments = ["evaluate", "--images", "folder", *(word for o in [ALL, *overrides] for word in ("--config", o))]
+    assert main(arguments) == MissingFileError.exit_code
+    message = capsys.readouterr().err
+    assert message.startswith("msd: MissingFileError: The weights for the CLIP score do not exist.")
+    assert str(tmp_path / "none.safetensors") in message
 
 
 def test_weights_from_elsewhere_are_a_row(place: Path) -> None:

@@ -96,6 +96,7 @@ def test_students_read_latents_and_captions() -> None:
     assert student.inputs["data"] == plan.text.latents
     assert student.inputs["embeddings"] == plan.text.embeddings
     assert plan.variants["msd4"].evaluation.inputs["data"] == plan.text.captions
+    assert plan.judge is not None
     assert plan.judge.inputs in ({}, {"data": plan.data})  # a classifier that is trained sees classes
 
 

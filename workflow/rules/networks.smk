@@ -23,7 +23,7 @@ rule teacher:
 
 
 rule classifier:
-    """source → weights of the feature network or of the judge"""
+    """source → weights of a feature network or of the judge"""
     input:
         inputs_of(ROOT + "/networks/{role}-{digest}/manifest.json"),
     output:
@@ -31,9 +31,9 @@ rule classifier:
     log:
         ROOT + "/logs/networks-{role}-{digest}.log",
     wildcard_constraints:
-        role="features|judge",
+        role="features|second-features|judge",
     priority: images_ahead(ROOT + "/networks/{role}-{digest}/manifest.json")
-    localrule: not (trained(PLAN.features) or trained(PLAN.judge))
+    localrule: not any(trained(node) for role, node in PLAN.networks.items() if role != "teacher")
     resources:
         gpu=1,
     shell:

@@ -5,6 +5,7 @@ The teacher's own row of the table is a bundle too, with one network and a sampl
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,20 @@ class Bundle:
             for k in range(results["students"])
         ]
         self.nfe: int = results["nfe"]
-        classes = self.num_classes
-        parts = results["parts"] if self.sampler is None else [list(range(classes))]
-        self.router = ClassRouter(parts)
+
+    @cached_property
+    def router(self) -> ClassRouter:
+        """Which student owns which condition, by number."""
+        known = [list(range(self.num_classes))] if len(self.networks) == 1 else self.manifest.results["parts"]
+        return ClassRouter(known)
+
+    def owners(self, cond: Tensor) -> Tensor:
+        """Conditions by number (B,) int64 → students (B,) int64.
+
+        Raises:
+            ConfigError: there is no such condition.
+        """
+        return self.router(cond)
 
     @property
     def num_classes(self) -> int:
@@ -85,7 +97,7 @@ class Bundle:
     @torch.no_grad()
     def draw(self, noise: Tensor, cond: Tensor, churn: NoiseSource | None = None) -> Tensor:
         """What the networks make, before it is decoded, of the noise's shape."""
-        return self._routed(noise, self.conditions(cond), self.router(cond), churn)
+        return self._routed(noise, self.conditions(cond), self.owners(cond), churn)
 
     @property
     def around(self) -> list[nn.Module]:
@@ -95,6 +107,10 @@ class Bundle:
     def decode(self, drawn: Tensor) -> Tensor:
         """What the networks make → images."""
         return drawn
+
+    def named(self, cond: Tensor) -> list[str]:
+        """What conditions by number (B,) say to a person."""
+        return [f"class {c}" for c in cond.tolist()]
 
     def conditions(self, cond: Tensor) -> Tensor:
         """Conditions by number (B,) → what the networks take (B, …)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from msd.errors import ConfigError
 from msd.plan import Plan
 from msd.store import Manifest, file_record, write_json, write_with
 
@@ -19,8 +20,12 @@ def export_network(plan: Plan, role: str, out: Path) -> Path:
 
     Returns:
         The path of the manifest beside it.
+
+    Raises:
+        ConfigError: the experiment has no such network.
     """
-    node = {"teacher": plan.teacher, "features": plan.features, "judge": plan.judge}[role]
+    if (node := plan.networks.get(role)) is None:
+        raise ConfigError(f"This experiment has no {role}.")
     trained = Manifest.read(node.manifest)
     write_with(out, lambda p: shutil.copyfile(trained.file("weights"), p))
     origin = {

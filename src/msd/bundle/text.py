@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from msd.bundle.bundle import Bundle
+from msd.bundle.write import PROMPTS
 from msd.errors import ConfigError
 from msd.partition.text_router import TextRouter
-from msd.store import Manifest
+from msd.store import Manifest, read_json
 from msd.text.encoder import Encoded, TextEncoder, open_encoder
 
 if TYPE_CHECKING:  # it imports diffusers, which takes seconds
     from msd.latent.autoencoder import Autoencoder
 
 COMPONENTS = "components"  # the folder inside a bundle's; its files carry the name in front of theirs
-BATCH = 64
 
 
 class TextBundle(Bundle):
@@ -37,7 +37,8 @@ class TextBundle(Bundle):
         for name in self.manifest.body["files"]:
             if name.startswith(f"{COMPONENTS}/"):
                 self.manifest.file(name)  # verified
-        self.prompts: list[str] = self.manifest.results["prompts"]
+        self.prompts: list[str] = read_json(self.manifest.file(PROMPTS))
+        self._last: tuple[list[int], Encoded] | None = None
 
     @cached_property
     def encoder(self) -> TextEncoder:
@@ -50,14 +51,12 @@ class TextBundle(Bundle):
         return open_autoencoder(self.folder / COMPONENTS, self.device)
 
     @cached_property
-    def _hidden(self) -> Tensor:
-        """Hidden states of the known prompts, (N, L, D)."""
-        groups = (self.prompts[i : i + BATCH] for i in range(0, len(self.prompts), BATCH))
-        return torch.cat([self.encoder.encode(group).hidden for group in groups])
+    def _text_router(self) -> TextRouter:
+        return TextRouter.load(self.folder)
 
     @property
     def num_classes(self) -> int:
-        return len(self.manifest.results["prompts"])  # the base class asks before `prompts` is there
+        return len(self.prompts)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -72,16 +71,40 @@ class TextBundle(Bundle):
     def to(self, device: torch.device) -> TextBundle:
         """Move the networks; text encoder and autoencoder are opened there."""
         super().to(device)
-        self.device = device
-        for name in ("encoder", "autoencoder", "_hidden"):
+        self.device, self._last = device, None
+        for name in ("encoder", "autoencoder"):
             self.__dict__.pop(name, None)
         return self
 
     def decode(self, drawn: Tensor) -> Tensor:
         return self.autoencoder.decode(drawn)
 
+    def named(self, cond: Tensor) -> list[str]:
+        return [self.prompts[i] for i in cond.tolist()]
+
     def conditions(self, cond: Tensor) -> Tensor:
-        return self._hidden[cond]
+        return self._encoded(cond).hidden
+
+    def owners(self, cond: Tensor) -> Tensor:
+        if len(self.networks) == 1 or "parts" in self.manifest.results:
+            return self.router(cond)
+        encoded = self._encoded(cond)
+        return self._owners(self.named(cond), encoded).to(cond.device)
+
+    def _encoded(self, cond: Tensor) -> Encoded:
+        """Of known prompts, by number (B,). Those of the last call are kept: the same batch is drawn several times.
+
+        Raises:
+            ConfigError: there is no such prompt.
+        """
+        numbers = cond.tolist()
+        if not all(0 <= i < self.num_classes for i in numbers):
+            raise ConfigError(
+                f"Prompts are known by the numbers 0…{self.num_classes - 1}.", why=f"given: {numbers[:5]}"
+            )
+        if self._last is None or self._last[0] != numbers:
+            self._last = numbers, self.encoder.encode([self.prompts[i] for i in numbers])
+        return self._last[1]
 
     @torch.no_grad()
     def draw_prompts(self, prompts: list[str], noise: Tensor) -> tuple[Tensor, list[int]]:
@@ -103,8 +126,7 @@ class TextBundle(Bundle):
                 where=str(self.manifest.path),
                 todo="Train with a partition of kind quadrants, text-kmeans or hash.",
             )
-        router = TextRouter.load(self.folder)
-        return torch.from_numpy(router(encoded.pooled.float().cpu().numpy(), prompts))
+        return torch.from_numpy(self._text_router(encoded.pooled.float().cpu().numpy(), prompts))
 
 
 def open_bundle(folder: Path | str) -> Bundle:
@@ -114,4 +136,4 @@ def open_bundle(folder: Path | str) -> Bundle:
         MissingFileError, DamagedFileError: the folder is incomplete or a file is not the recorded one.
     """
     manifest = Manifest.read(Path(folder) / "manifest.json")
-    return TextBundle(folder) if "prompts" in manifest.results else Bundle(folder)
+    return TextBundle(folder) if PROMPTS in manifest.body["files"] else Bundle(folder)

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from msd.plan import Node, VariantPlan
-from msd.store import Manifest, link, read_json, write_with
+from msd.store import Manifest, link, read_json, write_json, write_with
+from msd.text.measured import measured_prompts
 from msd.weights import NETWORK_FORMAT, fetch_weights, read_header
+
+PROMPTS = "prompts"  # the file of those that a bundle of text to image is measured with
 
 
 def write_bundle(variant: VariantPlan, out: Path) -> Manifest:
@@ -60,9 +63,13 @@ def write_bundle(variant: VariantPlan, out: Path) -> Manifest:
         for name in ("router.json", "router.safetensors"):
             if name in inputs.get("partition", components).body["files"]:
                 take(name, inputs["partition"].file(name), name)
-        prompts = inputs["captions"].results["class_names"]
-        results |= {"prompts": prompts, "pooling": node.settings["pooling"]}
-        if variant.partition is None:
+        prompts = measured_prompts(inputs["captions"], node.settings)
+        files[PROMPTS] = out / f"{PROMPTS}.json"
+        write_json(files[PROMPTS], prompts)
+        results |= {"prompts": len(prompts), "pooling": node.settings["pooling"]}
+        if "prompts" in node.settings:
+            results.pop("parts", None)  # of the prompts of the training; those of the measurement are routed
+        elif variant.partition is None:
             results["parts"] = [list(range(len(prompts)))]
     return Manifest.write(
         out / "manifest.json",

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from msd import __version__
-from msd.cli import data, network, plan, products, prompts, sample, stages, status, teacher, toy
+from msd.cli import coco, data, network, plan, products, prompts, sample, stages, status, teacher, toy
 from msd.cli.actions import CommandParser
 from msd.errors import MsdError
 
@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     status.register(commands)
     products.register(commands)
     prompts.register(commands)
+    coco.register(commands)
     sample.register(commands)
     toy.register(commands)
     return parser

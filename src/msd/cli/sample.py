@@ -24,7 +24,7 @@ def sample(arguments: argparse.Namespace) -> None:
     noise = noise_of_images(arguments.seed, 0, count, bundle.noise_shape)
     if arguments.prompt is None:
         cond, what = torch.full((count,), arguments.class_id), f"class {arguments.class_id}"
-        owner, images = bundle.router(cond[:1]).item(), bundle.generate(noise, cond)
+        owner, images = bundle.owners(cond[:1]).item(), bundle.generate(noise, cond)
     elif isinstance(bundle, TextBundle):
         images, owners = bundle.draw_prompts([arguments.prompt] * count, noise)
         what, owner = repr(arguments.prompt), owners[0]

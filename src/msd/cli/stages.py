@@ -23,6 +23,10 @@ def _data(node: Node, plan: Plan) -> Manifest:
 
 
 def _captions(node: Node, plan: Plan) -> Manifest:
+    if node.settings.get("source") == "data":
+        from msd.text.data_captions import collect_captions
+
+        return collect_captions(node.manifest, node.settings, node.input_paths)
     from msd.text.captions import caption_images
 
     return caption_images(node.manifest, node.settings, node.input_paths)
@@ -146,7 +150,7 @@ TRAINED = ("autoencoder", "teacher", "classifier", "tsm", "dm", "adm")
 RESUMED = (*TRAINED, "pairs", "embeddings", "latents")
 STAGES: dict[str, tuple[Stage, str, str]] = {
     "data": (_data, "load, check and split the images", "msd data"),
-    "captions": (_captions, "caption the images by their classes", "msd captions"),
+    "captions": (_captions, "prompts: captions of the images, and further ones", "msd captions"),
     "autoencoder": (_autoencoder, "train the small autoencoder of a miniature", "msd autoencoder"),
     "components": (_components, "autoencoder, tokenizer and text encoder: make or find them", "msd components"),
     "embeddings": (_embeddings, "hidden states and pooled vectors of all prompts", "msd embeddings"),

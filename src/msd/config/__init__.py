@@ -50,7 +50,7 @@ from msd.config.sources import (
     TeacherTrainSource,
     UrlSource,
 )
-from msd.config.text import AutoencoderTraining, ClassCaptions, FolderComponents, Text, TinyComponents
+from msd.config.text import AutoencoderTraining, ClassCaptions, DataCaptions, FolderComponents, Text, TinyComponents
 from msd.config.text_partition import TEXT_PARTITION, TEXT_PARTITIONS, Hashed, Quadrants, TextKMeans, TextPartitionSpec
 from msd.config.toy import Pinwheel, Toy, ToyMap, ToyMeasure, ToyStart
 from msd.config.training import NoiseDistribution, Optimizer, Sampler, TeacherSampler, TeacherTraining, Training
@@ -76,6 +76,7 @@ __all__ = [
     "Compute",
     "Consecutive",
     "Data",
+    "DataCaptions",
     "DataSource",
     "DiffusersSource",
     "Dm",

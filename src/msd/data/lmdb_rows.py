@@ -24,6 +24,11 @@ from msd.errors import DamagedFileError, DataError
 DATABASE = "data.mdb"  # the file in an LMDB folder
 
 
+def database_of(path: Path) -> Path:
+    """The file itself, of an LMDB folder or of a single file."""
+    return path / DATABASE if path.is_dir() else path
+
+
 def lmdb_rows(path: Path) -> ImageSource:
     """Images (C, H, W) uint8 and labels int64 in a folder with ``data.mdb``, or in a single file."""
     with open_rows(path) as rows:
@@ -99,7 +104,7 @@ def open_rows(path: Path) -> Iterator[Rows]:
         with lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False) as environment:
             stat = environment.stat()
             used = (environment.info()["last_pgno"] + 1) * stat["psize"]
-            size = (path / DATABASE if path.is_dir() else path).stat().st_size
+            size = database_of(path).stat().st_size
             if size < used:
                 raise DamagedFileError(
                     "An LMDB file ends early.", where=str(path), why=f"{size:,} bytes, {used:,} are in use"

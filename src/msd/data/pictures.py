@@ -37,7 +37,7 @@ def edm_zip(path: Path) -> ImageSource:
     def images() -> Iterator[Image.Image]:
         with open_zip(path) as archive:
             for name in names:
-                yield _open(partial(read_member, archive, name, MAX_PICTURE), f"{path}: {name}")
+                yield open_picture(partial(read_member, archive, name, MAX_PICTURE), f"{path}: {name}")
 
     return ImageSource(str(path), labels, images, lambda i: f"{path}: {names[i]}")
 
@@ -56,7 +56,7 @@ def folder(path: Path) -> ImageSource:
 
     def images() -> Iterator[Image.Image]:
         for name in names:
-            yield _open((path / name).read_bytes, str(path / name))
+            yield open_picture((path / name).read_bytes, str(path / name))
 
     return ImageSource(str(path), labels, images, lambda i: str(path / names[i]), len(classes), classes)
 
@@ -126,6 +126,7 @@ def _pictures(names: list[str]) -> list[str]:
     )
 
 
-def _open(read: Callable[[], bytes], name: str) -> Image.Image:
+def open_picture(read: Callable[[], bytes], name: str) -> Image.Image:
+    """A picture of one of the ``FORMATS``; it is decoded when its pixels are used."""
     with readable(name):
         return Image.open(io.BytesIO(read()), formats=FORMATS)

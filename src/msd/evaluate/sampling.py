@@ -6,7 +6,7 @@ same company whatever their number, and images and features are the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from msd import ranks
 from msd.bundle.bundle import Bundle
 from msd.config import Protocol
 from msd.data.archive import LabelledImages
+from msd.data.images import Shaping, image_of
 from msd.draws import Draws, noise_of_images
 from msd.errors import ConfigError
 from msd.evaluate.classifier import Classifier
@@ -26,12 +27,29 @@ from msd.training.engine import Progress
 
 
 @dataclass(frozen=True)
+class Eyes:
+    """What looks at images.
+
+    Attributes:
+        extractors: by the names of their spaces.
+        judge: None where conditions have no classes.
+        clip: images (B, C, H, W) uint8 and their prompts → the sum of their CLIP scores; None: not asked for.
+    """
+
+    extractors: Mapping[str, Extractor]
+    judge: Classifier | None = None
+    clip: Callable[[NDArray[np.uint8], list[str]], float] | None = None
+
+
+@dataclass(frozen=True)
 class Seen:
     """What is kept of consecutive images.
 
     Attributes:
         first: index of the first image.
-        asked, shown: classes (N,) int64 that they were asked for, and that the judge sees.
+        asked, shown: conditions (N,) int64 that they were asked for, and classes that the judge sees; none of these
+            without a judge.
+        clip: sum of the CLIP scores; 0 where they were not asked for.
         features: name of the feature space → (N, D) float32.
         head: those of the first images that were wanted, uint8.
     """
@@ -39,6 +57,7 @@ class Seen:
     first: int
     asked: NDArray[np.int64]
     shown: NDArray[np.int64]
+    clip: float
     features: Mapping[str, NDArray[np.float32]]
     head: NDArray[np.uint8]
 
@@ -48,13 +67,13 @@ def conditions_of_images(first: int, count: int, num_conditions: int) -> Tensor:
     return torch.arange(first, first + count) % num_conditions
 
 
-def check_belongs(bundle: Bundle, data: LabelledImages) -> None:
-    """Check that a bundle draws images and classes of the data's shape and number.
+def check_belongs(bundle: Bundle, data: LabelledImages, classes_too: bool = True) -> None:
+    """Check that a bundle draws images and, where these have some, classes of the data's shape and number.
 
     Raises:
         ConfigError: it does not.
     """
-    classes = bundle.num_classes
+    classes = bundle.num_classes if classes_too else data.num_classes
     if (bundle.image_shape, classes) != (data.image_shape, data.num_classes):
         raise ConfigError(
             "The networks of a variant and the data do not belong together.",
@@ -75,6 +94,15 @@ def quantised(images: Tensor, how: str) -> Tensor:
     """float −1…1 → uint8, truncated as DMD2 does it or by EDM's x·127.5 + 128."""
     scaled = (images + 1) * 127.5 if how == "truncate" else images * 127.5 + 128
     return scaled.clamp(0, 255).to(torch.uint8)
+
+
+def brought_to(resolution: int | None, images: Tensor) -> Tensor:
+    """Images (B, C, H, W) uint8 at a protocol's resolution, as images in files are brought there: by Lanczos."""
+    if resolution in (None, images.shape[-1]):
+        return images
+    shaping = Shaping(resolution=resolution)
+    arrays = [np.atleast_3d(np.asarray(shaping(image_of(image)))) for image in images.cpu().numpy()]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().to(images.device)
 
 
 def draw(
@@ -101,8 +129,7 @@ def look_at(
     bundle: Bundle,
     protocol: Protocol,
     block: int,
-    extractors: Mapping[str, Extractor],
-    judge: Classifier,
+    eyes: Eyes,
     batch_size: int,
     device: torch.device,
     wanted: int,
@@ -111,8 +138,7 @@ def look_at(
     """Draw a block's images, all processes together, and keep what is measured of them.
 
     Args:
-        bundle, judge: on the device.
-        extractors: by the names of their spaces.
+        bundle: on the device.
         batch_size: images drawn at once.
         wanted: how many of the first images to keep.
 
@@ -125,10 +151,12 @@ def look_at(
             continue
         count = min(batch_size, protocol.images - start)
         images, asked = draw(bundle, protocol, origin + start, count, device)
-        shown = shown_classes(images, judge)
-        features = {name: extractor(images).numpy() for name, extractor in extractors.items()}
         head = images[: max(wanted - start, 0)].cpu().numpy()
-        parts.append(Seen(origin + start, asked.numpy(), shown, features, head))
+        images = brought_to(protocol.resolution, images)
+        shown = shown_classes(images, eyes.judge) if eyes.judge else np.zeros(0, np.int64)
+        clip = eyes.clip(images.cpu().numpy(), bundle.named(asked)) if eyes.clip else 0.0
+        features = {name: extractor(images).numpy() for name, extractor in eyes.extractors.items()}
+        parts.append(Seen(origin + start, asked.numpy(), shown, clip, features, head))
         progress(start + count, protocol.images, {})
     everything = sorted((part for found in ranks.gathered(parts) for part in found), key=lambda part: part.first)
     return _joined(everything) if everything else None
@@ -145,6 +173,7 @@ def _joined(parts: list[Seen]) -> Seen:
         first=parts[0].first,
         asked=np.concatenate([part.asked for part in parts]),
         shown=np.concatenate([part.shown for part in parts]),
+        clip=sum(part.clip for part in parts),
         features={name: np.concatenate([part.features[name] for part in parts]) for name in parts[0].features},
         head=np.concatenate([part.head for part in parts]),
     )

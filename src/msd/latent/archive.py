@@ -112,7 +112,7 @@ class CaptionedLatents:
 
     Args:
         shards: in order.
-        captions: number of each image's prompt, (N,) int64.
+        captions: number of each image's prompt, (N,) int64; negative: it has none.
         embeddings: of the prompts.
         sha256: digest of the whole set.
     """
@@ -136,10 +136,16 @@ class CaptionedLatents:
         return c, h, w
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents (B, c, h, w) float32 and hidden states (B, L, D) float32 at ``indices`` (B,)."""
+        """Latents (B, c, h, w) float32 and hidden states (B, L, D) float32 at ``indices`` (B,).
+
+        An image without a caption has the empty prompt's states.
+        """
         size = len(self._shards[0])
         rows = [self._shards[i // size][i % size] for i in indices.tolist()]
-        return torch.from_numpy(np.stack(rows)).float(), self.embeddings.hidden(self._captions[indices])
+        captions = self._captions[indices]
+        hidden = self.embeddings.hidden(captions.clamp(min=0))
+        hidden[captions < 0] = self.embeddings.empty
+        return torch.from_numpy(np.stack(rows)).float(), hidden
 
     def some_conditions(self, count: int) -> Tensor:
         """Hidden states of prompts spread over all of them, (count, L, D)."""

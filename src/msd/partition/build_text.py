@@ -28,7 +28,8 @@ def build_text_partition(out: Path, settings: dict[str, Any], inputs: dict[str, 
     """
     students = settings["students"]
     spec = TEXT_PARTITION.validate_python({key: value for key, value in settings.items() if key != "students"})
-    prompts = texts(prompts_of(Manifest.read(inputs["data"])))
+    captions = Manifest.read(inputs["data"])
+    prompts = texts(prompts_of(captions))
     pooled = open_embeddings(Manifest.read(inputs["embeddings"])).pooled().numpy()
     router = fit_router(pooled, spec, students, prompts)
     owners = router(pooled, prompts)
@@ -40,6 +41,7 @@ def build_text_partition(out: Path, settings: dict[str, Any], inputs: dict[str, 
             why=f"{len(prompts)} prompts, parts of {[len(part) for part in parts]}",
             todo="Give more prompts, or another seed.",
         )
+    named = {"parts": parts} if "class_of" in captions.results else {}  # of millions of prompts the file has them
     router.save(out.parent)
     path, sizes = out.parent / "partition.json", [len(part) for part in parts]
     described = describe_parts(router, pooled, prompts)
@@ -52,5 +54,5 @@ def build_text_partition(out: Path, settings: dict[str, Any], inputs: dict[str, 
         settings=settings,
         inputs=inputs,
         files={"partition": path, **{f"router.{end}": out.parent / f"router.{end}" for end in ("json", "safetensors")}},
-        results={"parts": parts, **balance, "description": described},
+        results={**named, **balance, "description": described},
     )

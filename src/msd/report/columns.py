@@ -54,6 +54,8 @@ def metric_label(metric: Mapping[str, Any]) -> str:
 def columns(metric: Mapping[str, Any]) -> list[Column]:
     """The table's columns, in order; the distance is named by the metric."""
     measured, timed = "results.metrics.{key}", "results.variants.{variant}.p50_ms"
+    judged = [Column("asked_class_share", "asked class", lambda v, _: percent(v), better=1, found=measured)]
+    clip = [Column("clip_score", "CLIP", lambda v, _: f"{v:.2f}", better=1, found=measured)]
     return [
         Column("students", "students", _count, whole=True),
         Column("parameters_per_student", "parameters each", lambda v, _: millions(v), whole=True),
@@ -63,7 +65,8 @@ def columns(metric: Mapping[str, Any]) -> list[Column]:
         Column(metric["name"], metric_label(metric), distance, better=-1, found=measured),
         Column("precision", "precision", _share, better=1, found=measured),
         Column("recall", "recall", _share, better=1, found=measured),
-        Column("asked_class_share", "asked class", lambda v, _: percent(v), better=1, found=measured),
+        *(judged if metric["judge_sha256"] else []),
+        *(clip if metric.get("clip") else []),
         Column("latency_p50_ms", "latency p50", lambda v, _: milliseconds(v), better=-1, source="latency", found=timed),
         Column("training_seconds", "training", lambda v, _: duration(v), better=-1),
     ]

@@ -145,8 +145,10 @@ def quality_compute(report: Report, path: Path) -> Figure | None:
     )
 
 
-def asked_class(report: Report, path: Path) -> Figure:
-    """Share of images taken for the class they were asked for, by variant and class."""
+def asked_class(report: Report, path: Path) -> Figure | None:
+    """Share of images taken for the class they were asked for, by variant and class, where there is a judge."""
+    if not any(row.per_class for row in report.rows):
+        return None
     table = {row.name: row.per_class for row in report.rows}
     if report.floor_per_class:
         table["real images"] = report.floor_per_class

@@ -15,12 +15,12 @@ from typing import Any
 from msd.config import StudentVariant
 from msd.errors import DamagedFileError
 from msd.plan import Node, Plan, VariantPlan
-from msd.report import seeds
+from msd.report import seeds, summary
 from msd.report.check import RERUN, check_inputs
 from msd.report.seeds import Replicate
 from msd.store import Manifest, digest, sha256_file
 
-SAME_METRIC = ("name", "protocol", "features_sha256", "judge_sha256", "images", "reference_images")
+SAME_METRIC = ("name", "protocol", "features_sha256", "judge_sha256", "clip", "images", "reference_images")
 EVALUATED = ("students", "parameters_per_student", "nfe", "images_per_student", "images_total", "training_seconds")
 
 
@@ -131,7 +131,11 @@ def read(plan: Plan) -> Report:
         "experiment": plan.experiment.experiment,
         "metric": metric,
         "rows": [row.numbers for row in rows],
-        "floor": {"metrics": _need(floor, "metrics"), "images": _need(floor, "metric")["images"]},
+        "floor": {
+            "metrics": _need(floor, "metrics"),
+            "images": _need(floor, "metric")["images"],
+            "of": floor.results.get("of", summary.OF_TRAINING),
+        },
         "latency": {**timing, "repeats": plan.latency.settings["repeats"]},
         "machines": {"latency": machines([latency]), "training": machines(training)},
         "manifests": {
@@ -145,13 +149,13 @@ def read(plan: Plan) -> Report:
         "data": f"{plan.experiment.data.source}, sha256 {_need(data, 'sha256')}",
         "images": " and ".join(f"{count:,} {half}" for half, count in _need(data, "images").items()),
         "teacher": f"{_need(teacher, 'parameters'):,} parameters, sha256 {teacher.sha256('weights')}",
-        "metric": f"protocol {metric['protocol']}, features sha256 {metric['features_sha256']}, "
-        f"judge sha256 {metric['judge_sha256']}",
+        "metric": f"protocol {metric['protocol']}, features sha256 {metric['features_sha256']}"
+        + (f", judge sha256 {metric['judge_sha256']}" if metric["judge_sha256"] else ""),
         "machine": "; ".join(machines(list(manifests.values()))),
         "code": "; ".join(_codes(manifests)),
         "finished": f"{min(finished)} to {max(finished)}",
     }
-    networks = {"teacher": plan.teacher, "features classifier": plan.features, "judge classifier": plan.judge}
+    networks = {name if name == "teacher" else f"{name} network": node for name, node in plan.networks.items()}
     return Report(
         numbers=numbers,
         rows=rows,
@@ -177,18 +181,16 @@ def _row(plan: Plan, variant: VariantPlan, of: Callable[[Node], Manifest], repli
         "stages": list(getattr(settings, "stages", [])),
         "changes": dict(_flat(settings.recipe)) if isinstance(settings, StudentVariant) else {},
         **{key: _need(evaluation, key) for key in EVALUATED},
-        **{
-            key: metrics[key]
-            for key in (_need(evaluation, "metric")["name"], "precision", "recall", "asked_class_share")
-        },
+        **{key: metrics[key] for key in (_need(evaluation, "metric")["name"], "precision", "recall")},
+        **{key: metrics.get(key) for key in ("asked_class_share", "clip_score")},
         "latency_p50_ms": latency["p50_ms"],
         "shuffled_prompts_share": evaluation.results.get("shuffled_prompts_share"),
     }
     return Row(
         numbers=numbers,
         latency_p95_ms=latency["p95_ms"],
-        per_class=_need(evaluation, "asked_class_share_per_class"),
-        parts=_need(partition, "parts") if partition else [],
+        per_class=evaluation.results.get("asked_class_share_per_class", []),
+        parts=partition.results.get("parts", []) if partition else [],
         partition=partition.settings["kind"] if partition else "",
         within_part_distance=partition.results.get("within_part_distance") if partition else None,
         students=[[_stage(node, of(node)) for node in student.stages] for student in variant.students],
@@ -213,14 +215,14 @@ def one_metric(evaluations: Mapping[str, Manifest], floor: Manifest | None = Non
     first, expected = next(iter(metrics.items()))
     for name, other in metrics.items():
         for key in SAME_METRIC if name in evaluations else set(SAME_METRIC) - {"images"}:
-            if other[key] != expected[key]:
+            if other.get(key) != expected.get(key):
                 raise DamagedFileError(
                     "The rows were measured differently; a table never mixes metrics.",
                     where=str(measured[name].path),
-                    why=f"{key} is {other[key]!r} for {name}, {expected[key]!r} for {first}",
+                    why=f"{key} is {other.get(key)!r} for {name}, {expected.get(key)!r} for {first}",
                     todo="Delete the manifest of the odd one and run `snakemake` again.",
                 )
-    return {key: expected[key] for key in SAME_METRIC}
+    return {key: expected.get(key) for key in SAME_METRIC}
 
 
 def _need(manifest: Manifest, key: str) -> Any:

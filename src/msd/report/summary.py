@@ -11,6 +11,11 @@ from typing import Any
 
 from msd.report import columns
 
+OF_TRAINING = "training images"
+FLOORS = {  # what a floor is the distance of, and to what
+    OF_TRAINING: ("Real training images", "the held-out ones"),
+    "half of the reference": ("Every second of the reference images", "the others"),
+}
 SAME = 0.01  # relative difference of two numbers of images that counts as equal
 
 
@@ -67,6 +72,7 @@ def paragraph(numbers: Mapping[str, Any]) -> str:
     if not students:
         return "This experiment has no student rows; the table shows the teacher alone."
     best = min(students, key=lambda row: _distance(row, numbers))
+    of, _ = FLOORS[numbers["floor"].get("of", OF_TRAINING)]
     floor = numbers["floor"]["metrics"][numbers["metric"]["name"]]
     said = [
         f"Of {_count(len(students), 'student row')}, `{best['variant']}` comes closest to held-out real images: "
@@ -83,7 +89,7 @@ def paragraph(numbers: Mapping[str, Any]) -> str:
             f"and the student {columns.milliseconds(best['latency_p50_ms'])}."
         )
     said.append(
-        f"Real training images score {distance_text(floor, numbers)} in the same way, the floor: "
+        f"{of} score {distance_text(floor, numbers)} in the same way, the floor: "
         f"the best student is {distance_text(_distance(best, numbers) - floor, numbers)} above it."
     )
     return " ".join(said + _verdict(numbers))

@@ -54,8 +54,7 @@ def notes(numbers: Mapping[str, Any]) -> list[str]:
         floor_note(numbers),
         metric_note(metric),
         "Precision: share of the images that lie among real ones; recall: share of the real ones that lie among the "
-        "images; asked class: share of the images that a second classifier takes for the class they were asked for. "
-        "NFE: network evaluations per image.",
+        f"images{fit_note(metric)}. NFE: network evaluations per image.",
         "Images each and in all: training images over all stages, per student and of all students, a stage that "
         "students share once; for the teacher, those of its own training. Training: time summed over the students, as "
         "if one after another.",
@@ -74,6 +73,13 @@ def control_notes(numbers: Mapping[str, Any]) -> list[str]:
     return [f"Control, the same images judged by the prompts of other classes: {', '.join(shares)}."] if shares else []
 
 
+def fit_note(metric: Mapping[str, Any]) -> str:
+    """How the table says whether images show what they were asked for."""
+    judged = "; asked class: share of the images that a second classifier takes for the class they were asked for"
+    clip = f"; CLIP: mean cosine of images and their prompts by {metric.get('clip')}, times 100"
+    return judged * bool(metric["judge_sha256"]) + clip * bool(metric.get("clip"))
+
+
 def metric_note(metric: Mapping[str, Any]) -> str:
     """What the distance is and what it compares with."""
     label, images = columns.metric_label(metric), f"{metric['images']:,} images"
@@ -84,8 +90,9 @@ def metric_note(metric: Mapping[str, Any]) -> str:
             "compare only with those of the same protocol. Where no other feature space stands beside it, none was "
             "measured."
         )
+    each = ", the same number of each class," if metric["judge_sha256"] else ""
     return (
-        f"`{label}` is the Fréchet distance of {images} per row, the same number of each class, to "
+        f"`{label}` is the Fréchet distance of {images} per row{each} to "
         f"{metric['reference_images']:,} held-out real images, in the features of a small classifier named by its "
         f"sha256. {metric['name']} is not FID, which needs Inception-v3: it compares only with numbers of the same "
         "name and digest."
@@ -96,12 +103,15 @@ def floor_note(numbers: Mapping[str, Any]) -> str:
     """The floor in one line."""
     metric, floor = numbers["metric"], numbers["floor"]
     values = floor["metrics"]
+    of, against = summary.FLOORS[floor.get("of", summary.OF_TRAINING)]
     text = (
-        f"Floor: {summary.distance_text(values[metric['name']], numbers)}. Real training images, scored in the same "
-        f"way against the held-out ones (precision {values['precision']:.3f}, recall {values['recall']:.3f}): no "
-        "generator can be expected to come below. The classifier that judges the asked class is right about "
-        f"{columns.percent(values['asked_class_share'])} of the held-out images."
+        f"Floor: {summary.distance_text(values[metric['name']], numbers)}. {of}, scored in the same way against "
+        f"{against} (precision {values['precision']:.3f}, recall {values['recall']:.3f}): no generator can be expected "
+        "to come below."
     )
+    if metric["judge_sha256"]:
+        share = columns.percent(values["asked_class_share"])
+        text += f" The classifier that judges the asked class is right about {share} of the held-out images."
     if floor["images"] != metric["images"]:
         text += f" It rests on {floor['images']:,} images; fewer images raise a Fréchet distance."
     return text

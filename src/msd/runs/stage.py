@@ -90,7 +90,8 @@ def _point(event: dict[str, Any]) -> dict[str, float | None]:
 def _classes(variant: VariantPlan, node: Node) -> list[int] | None:
     partition = made(variant.partition) if variant.partition else None
     part = node.settings.get("part")
-    return None if partition is None or part is None else partition.results["parts"][part]
+    known = partition.results.get("parts") if partition else None
+    return None if known is None or part is None else known[part]
 
 
 def _artifacts(standing: Standing, manifest: Manifest | None) -> dict[str, Path | str]:

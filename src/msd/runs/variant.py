@@ -91,7 +91,7 @@ def _metrics(evaluation: Manifest | None) -> dict[str, float | None]:
     return {
         **{name: results[name] for name in (*counts, "training_seconds", "sampling_seconds")},
         **results["metrics"],
-        **{f"asked_class_share_of/{c}": v for c, v in enumerate(results["asked_class_share_per_class"])},
+        **{f"asked_class_share_of/{c}": v for c, v in enumerate(results.get("asked_class_share_per_class", []))},
     }
 
 

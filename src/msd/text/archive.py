@@ -10,10 +10,10 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 from msd import store
-from msd.data.lmdb_rows import DATABASE
+from msd.data.lmdb_rows import database_of
 from msd.errors import ConfigError, DamagedFileError, DataError
 from msd.text.formats import recognise
 from msd.text.prompts import Prompt, PromptReport, read_prompts
@@ -51,13 +51,39 @@ def write_prompts(
         raise ConfigError(
             "The folder is in use already.", where=str(out_folder / MANIFEST), todo="Name another, or delete it first."
         )
-    format, report, whole = format or recognise(source), PromptReport(), hashlib.sha256()
+    format, report = format or recognise(source), PromptReport()
     cleaning = {"format": format, "column": column, "strict": strict, "keep_duplicates": keep_duplicates}
-    prompts = islice(
-        read_prompts(source, report, format=format, column=column, strict=strict, keep_duplicates=keep_duplicates),
-        limit,
+    prompts = read_prompts(source, report, format=format, column=column, strict=strict, keep_duplicates=keep_duplicates)
+    return archive_prompts(
+        islice(prompts, limit),
+        report,
+        out_folder,
+        settings={"source": source.name, **cleaning, "limit": limit},
+        source_sha256=store.sha256_file(database_of(source)),
+        shard_size=shard_size,
     )
-    files: dict[str, Path] = {}
+
+
+def archive_prompts(
+    prompts: Iterator[Prompt],
+    report: PromptReport,
+    out_folder: Path,
+    *,
+    settings: dict[str, Any],
+    source_sha256: str,
+    shard_size: int = SHARD,
+) -> store.Manifest:
+    """Write cleaned prompts as an archive; one shard is in memory at a time.
+
+    Args:
+        report: that the prompts fill while they are taken.
+        settings: how they came about, for the manifest.
+        source_sha256: of what they came from.
+
+    Raises:
+        DataError: there is none.
+    """
+    files, whole = dict[str, Path](), hashlib.sha256()
     while shard := list(islice(prompts, shard_size)):
         name = _name(len(files) * shard_size)
         files[name] = out_folder / f"{name}.jsonl"
@@ -65,16 +91,16 @@ def write_prompts(
         whole.update(text.encode())
         store.write_text(files[name], text)
     if not files:
-        raise DataError("There are no prompts.", where=str(source), why=str(report))
+        raise DataError("There are no prompts.", where=str(settings["source"]), why=str(report))
     return store.Manifest.write(
         out_folder / MANIFEST,
         kind=KIND,
-        settings={"source": source.name, **cleaning, "limit": limit, "shard_size": shard_size},
+        settings={**settings, "shard_size": shard_size},
         files=files,
         results={
             "prompts": report.kept,
             "sha256": whole.hexdigest(),
-            "source_sha256": store.sha256_file(source / DATABASE if source.is_dir() else source),
+            "source_sha256": source_sha256,
             "report": report.as_dict(),
         },
     )

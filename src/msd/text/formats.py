@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msd.data.captioned import COLUMNS
 from msd.data.lmdb_rows import DATABASE, open_rows
 from msd.errors import ConfigError, DamagedFileError, DataError, MissingFileError
 from msd.text.prompt_pickle import pickled_texts
 
-COLUMNS = ("caption", "prompt", "text")  # the first of them that is there
 MAX_LINE = 2**20  # bytes; a file without line ends must not fill the memory
 BATCH = 4096  # rows of a parquet file
 

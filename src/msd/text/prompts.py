@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from msd.errors import DataError
-from msd.text.formats import rows_of
+from msd.text.formats import Row, rows_of
 
 FEW = 5  # rows that a report names
 
@@ -97,34 +97,47 @@ def read_prompts(
     strict: bool = False,
     keep_duplicates: bool = False,
 ) -> Iterator[Prompt]:
-    """The prompts of a source, cleaned, in its order.
+    """The prompts of a source, cleaned, in its order; see ``cleaned``.
+
+    Args:
+        format: one of ``formats.FORMATS``; None: as the suffix says.
+        column: of a table; None: the first of ``formats.COLUMNS`` that it has.
+
+    Raises:
+        MissingFileError, ConfigError, DamagedFileError, DataError, UnsafeFileError: see ``formats.rows_of``.
+    """
+    rows = rows_of(source, format, column)
+    return cleaned(rows, report or PromptReport(), str(source), strict=strict, keep_duplicates=keep_duplicates)
+
+
+def cleaned(
+    rows: Iterable[Row], report: PromptReport, where: str, *, strict: bool = False, keep_duplicates: bool = False
+) -> Iterator[Prompt]:
+    """The prompts among rows.
 
     Args:
         report: filled as far as the prompts have been taken.
-        format: one of ``formats.FORMATS``; None: as the suffix says.
-        column: of a table; None: the first of ``formats.COLUMNS`` that it has.
+        where: the rows' source, for errors.
         strict: refuse text that is no UTF-8, instead of dropping it.
         keep_duplicates: count them, but keep them. Without, 16 bytes of a hash are remembered of each prompt.
 
     Raises:
-        MissingFileError, ConfigError, DamagedFileError, DataError, UnsafeFileError: see ``formats.rows_of``.
         DataError: text is no UTF-8, and ``strict``.
     """
-    report = report if report is not None else PromptReport()
     seen: set[bytes] = set()
-    for number, row in enumerate(rows_of(source, format, column)):
+    for number, row in enumerate(rows):
         report.rows += 1
-        text = _decoded(row.text)
+        text = decoded(row.text)
         if text is None:
             if strict:
-                raise DataError("A prompt is not UTF-8.", where=f"{source}: row {number}", todo="Mend or remove it.")
+                raise DataError("A prompt is not UTF-8.", where=f"{where}: row {number}", todo="Mend or remove it.")
             report.not_utf8.add(number)
             continue
         stripped = text.strip()
         if not stripped:
             report.empty.add(number)
             continue
-        key = _key(stripped)
+        key = key_of(stripped)
         if key in seen:
             report.duplicates.add(number)
             if not keep_duplicates:
@@ -136,7 +149,7 @@ def read_prompts(
         yield Prompt(stripped, number, row.image_id)
 
 
-def _decoded(text: str | bytes | None) -> str | None:
+def decoded(text: str | bytes | None) -> str | None:
     """A row as text; None: it is no UTF-8.
 
     Strings of JSON and pickles may hold halves of characters; what holds NUL is UTF-16, read as if it were UTF-8.
@@ -149,6 +162,7 @@ def _decoded(text: str | bytes | None) -> str | None:
     return None if "\0" in plain else plain
 
 
-def _key(text: str) -> bytes:
+def key_of(text: str) -> bytes:
+    """What prompts that count as equal have in common, 16 bytes."""
     plain = " ".join(unicodedata.normalize("NFC", text).split())
     return hashlib.blake2b(plain.encode(), digest_size=16).digest()
