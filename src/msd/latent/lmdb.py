@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msd import store
-from msd.data.lmdb_rows import DATABASE, Rows, open_rows
+from msd.data.lmdb_rows import Rows, database_of, open_rows
 from msd.errors import DataError
 
 BATCH = 4096  # prompts
@@ -52,7 +52,7 @@ class LmdbLatents:
     @cached_property
     def sha256(self) -> str:
         """Of the bytes of ``data.mdb``, latents and prompts; they are all read, once."""
-        return store.sha256_file(self.path / DATABASE if self.path.is_dir() else self.path)
+        return store.sha256_file(database_of(self.path))
 
     def latents(self, first: int, number: int) -> NDArray[np.float16]:
         """Latents (number, c, h, w) from number ``first`` on.
