@@ -32,7 +32,7 @@ def write_bundle(variant: VariantPlan, out: Path) -> Manifest:
         take("student-0", path)
         unknown = dict.fromkeys(("images_per_student", "images_total", "training_seconds"))
         parts = [list(range(max(header.description["num_conditions"], 1)))]
-        results = {"students": 1, "nfe": 1, "parameters_per_student": header.numbers, "parts": parts, **unknown}
+        results = {"students": 1, "nfe": 1, "parameters_per_student": header.parameters, "parts": parts, **unknown}
     elif variant.partition is None:
         teacher = inputs["teacher"]
         take("teacher", teacher.file("weights"))
