@@ -18,7 +18,10 @@ from msd.store import Manifest, read_json, verify_sha256
 NETWORK_FORMAT = "msd-network-1"
 CLASSIFIER_FORMAT = "msd-classifier-1"
 METADATA_KEY = "msd"
-BUFFERS = ("empty", "freqs")  # tensors in the files that are no parameters: the empty prompt's states, a fixed embedding
+BUFFERS = (
+    "empty",
+    "freqs",
+)  # tensors in the files that are no parameters: the empty prompt's states, a fixed embedding
 FOREIGN = ("inception", "torchscript")  # networks of features that others made
 
 

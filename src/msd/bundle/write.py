@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from msd.config import TeacherSampler
 from msd.plan import Node, VariantPlan
 from msd.store import Manifest, link, read_json, write_with
 from msd.weights import NETWORK_FORMAT, fetch_weights, read_header
@@ -38,7 +39,7 @@ def write_bundle(variant: VariantPlan, out: Path) -> Manifest:
         take("teacher", teacher.file("weights"))
         results = {
             "students": 1,
-            "nfe": 2 * node.settings["sampler"]["num_steps"] - 1,
+            "nfe": TeacherSampler.model_validate(node.settings["sampler"]).nfe,
             "parameters_per_student": teacher.results["parameters"],
             **_teacher_effort(teacher),
         }

@@ -1,6 +1,5 @@
-"""A tiny autoencoder's decoder, diffusers' AutoencoderTiny (TAESD): pictures sooner than by the full one, and a little other.
-
-For looking and for latency. Nothing is trained on what it draws, and no metric but the latency is of it.
+"""The decoder of a tiny autoencoder, diffusers' AutoencoderTiny (TAESD): pictures sooner than by the full one, and a
+little other. For looking and for latency; nothing is trained on its pictures, and no distance is measured of them.
 """
 
 from __future__ import annotations
