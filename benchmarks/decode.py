@@ -1,7 +1,9 @@
-"""How long one picture takes to decode, by Stable Diffusion's autoencoder and by a tiny one: ``python benchmarks/decode.py``.
+"""How long a picture takes to decode, by Stable Diffusion's autoencoder and by a tiny one.
 
-Both architectures with random weights, as their values do not matter for speed: AutoencoderKL as Stable Diffusion 1 and 2
-have it, AutoencoderTiny as TAESD has it. Prints a table in Markdown; ``docs/benchmarks.md`` holds one.
+    python benchmarks/decode.py
+
+Both with random weights, as their values do not matter for speed: AutoencoderKL as Stable Diffusion 1 and 2 have it,
+AutoencoderTiny as TAESD has it. Prints a table in Markdown; ``docs/benchmarks.md`` holds one.
 """
 
 from __future__ import annotations
