@@ -107,6 +107,12 @@ class KnownComponents(Section):
     name: str
 
 
+class TinyDecoder(Section):
+    """diffusers' AutoencoderTiny (TAESD), which draws pictures sooner; metrics are by the full autoencoder always."""
+
+    path: str = Field(description="a folder with config.json and diffusion_pytorch_model.safetensors")
+
+
 Components: TypeAlias = Annotated[TinyComponents | FolderComponents | KnownComponents, Field(discriminator="source")]
 
 
@@ -115,6 +121,9 @@ class Text(Section):
 
     captions: AnyCaptions
     components: Components = Field(description="autoencoder and text encoder; never trained with the students")
+    tiny_decoder: TinyDecoder | None = Field(
+        None, description="beside the autoencoder: its latency is measured too, and `msd sample` can use it; null: none"
+    )
     pooling: Literal["prompt", "end", "all"] = Field(
         "prompt", description="which states the pooled embedding is the mean of; the partition is made of it"
     )
