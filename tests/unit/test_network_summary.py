@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
-import yaml
 from tiny import ROOT
 
-from msd.config import Network, TextNetwork
+from msd.config import Network, TextNetwork, load
 from msd.errors import ConfigError
 from msd.networks.files import raw_network
 from msd.networks.published import published_text_network
@@ -69,8 +66,8 @@ def test_images_that_do_not_fit() -> None:
 
 
 def test_the_small_network_of_text_has_83_percent_fewer_parameters() -> None:
-    (given,) = re.findall(r"```yaml\n(networks:.*?)```", (ROOT / "docs/text-to-image.md").read_text(), re.DOTALL)
-    small = TextNetwork.model_validate(yaml.safe_load(given)["networks"]["minus83"])
+    small = load(ROOT / "params.yaml", [ROOT / "experiments/sd15-coco.yaml"]).networks["minus83"]
+    assert isinstance(small, TextNetwork)
     full, latents = published_text_network(KNOWN["stable-diffusion-v1-5"])
     parameters = {
         net: network_cost(network, latents, 0).parameters for net, network in {"full": full, "small": small}.items()
