@@ -227,6 +227,7 @@ class Plan:
             settings, name = _dump(text.components.autoencoder), "autoencoder"
             inputs[name] = self._node(name, "networks", name, settings, {"data": self.data}, name)
         settings = _dump(text.components, exclude={"autoencoder"})
+        settings |= _dump(text, include={"tiny_decoder"}) if text.tiny_decoder else {}
         around = self._node("components", "networks", "components", settings, inputs, "components")
         made = {"captions": captions, "components": around}
         pooling = {"pooling": text.pooling}

@@ -18,6 +18,10 @@ from msd.store import Manifest, read_json, verify_sha256
 NETWORK_FORMAT = "msd-network-1"
 CLASSIFIER_FORMAT = "msd-classifier-1"
 METADATA_KEY = "msd"
+BUFFERS = (
+    "empty",
+    "freqs",
+)  # tensors in the files that are no parameters: the empty prompt's states, a fixed embedding
 FOREIGN = ("inception", "torchscript")  # networks of features that others made
 
 
@@ -46,7 +50,7 @@ def record_weights(
         out,
         kind=kind,
         settings=settings,
-        results={"origin": origin, "parameters": read_header(path, file_format).numbers},
+        results={"origin": origin, "parameters": read_header(path, file_format).parameters},
         files={"weights": path},
     )
 
@@ -57,12 +61,12 @@ class Header:
 
     Attributes:
         description: of the network.
-        numbers: how many the tensors hold.
+        parameters: how many; what the network holds beside them does not count.
         sha256: of the tensors, as they were written.
     """
 
     description: dict[str, Any]
-    numbers: int
+    parameters: int
     sha256: str
 
 
@@ -78,7 +82,8 @@ def read_header(path: Path, file_format: str) -> Header:
     try:
         with safe_open(path, framework="numpy") as f:
             metadata = json.loads((f.metadata() or {}).get(METADATA_KEY, "{}"))
-            numbers = sum(math.prod(f.get_slice(name).get_shape()) for name in f.keys())  # noqa: SIM118 (not a dict)
+            names = [name for name in f.keys() if name.split(".")[-1] not in BUFFERS]  # noqa: SIM118 (not a dict)
+            parameters = sum(math.prod(f.get_slice(name).get_shape()) for name in names)
     except (SafetensorError, OSError, ValueError) as e:
         raise DamagedFileError("A weights file cannot be read.", where=str(path), why=str(e)) from None
     found = metadata.get("format") if isinstance(metadata, dict) else None
@@ -87,7 +92,7 @@ def read_header(path: Path, file_format: str) -> Header:
             "A weights file has another format.", where=str(path), why=f"format is {found!r}, expected {file_format!r}"
         )
     try:
-        return Header(metadata["description"], numbers, metadata["sha256"])
+        return Header(metadata["description"], parameters, metadata["sha256"])
     except KeyError as e:
         raise DamagedFileError("A weights file does not describe itself.", where=str(path), why=f"no {e}") from None
 

@@ -20,9 +20,11 @@ from tiny_latent import (
 )
 from torch import Tensor
 
+from msd.config import TeacherSampler
+from msd.diffusion import heun, heun_sample
 from msd.draws import Draws
 from msd.errors import ConfigError
-from msd.networks import load_network, save_network
+from msd.networks import load_network, sample_teacher, save_network
 from msd.networks.discriminator import Discriminator
 from msd.networks.latent import UNSUPPORTED, LatentDenoiser, build_latent
 
@@ -125,6 +127,31 @@ def test_guidance_goes_away_from_the_empty_prompt() -> None:
     assert not torch.allclose(conditional, empty, rtol=1e-3)
     assert relative(step._guided(conditional, x, sigma), 3 * conditional - 2 * empty) < 1e-6
     assert step(0)["dm_loss"] != latent_dm_step()(0)["dm_loss"]
+
+
+def test_sampling_with_guidance_one_is_sampling_without() -> None:
+    net, blind, noise, text = latent(1), latent(1), X, texts(BATCH)
+    blind.empty.fill_(torch.nan)
+    plain = heun_sample(net, noise, text, num_steps=3)
+    assert torch.equal(sample_teacher(blind, noise, text, {"num_steps": 3, "guidance": 1.0}), plain)
+    assert torch.equal(sample_teacher(blind, noise, text, {"num_steps": 3}), plain)
+
+
+def test_guided_sampling_guides_every_evaluation() -> None:
+    net, text, scale, levels = latent(1), texts(BATCH), 2.5, []
+
+    def by_hand(x: Tensor, sigma: Tensor) -> Tensor:
+        levels.append(sigma)
+        with_prompt, without = net(x, sigma, text), net(x, sigma, net.empty.expand(BATCH, -1, -1))
+        return without + scale * (with_prompt - without)
+
+    low, high = net.known_sigmas
+    settings = {"num_steps": 3, "sigma_min": low, "sigma_max": high}
+    expected = heun(by_hand, X, round_sigma=net.round_sigma, **settings)
+    found = sample_teacher(net, X, text, settings | {"guidance": scale})
+    assert torch.equal(found, expected)
+    assert TeacherSampler(num_steps=3, guidance=scale).nfe == 2 * len(levels)
+    assert relative(found, sample_teacher(net, X, text, settings)) > 1e-3
 
 
 # --- our halves and diffusers' whole ---

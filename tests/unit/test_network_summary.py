@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import ROOT
 
-from msd.config import Network
+from msd.config import Network, TextNetwork, load
 from msd.errors import ConfigError
 from msd.networks.files import raw_network
+from msd.networks.published import published_text_network
 from msd.networks.summary import network_cost
+from msd.registry import KNOWN
 from msd.training.ledger import counted_flops
 
 IMAGENET = {"model_channels": 192, "channel_mult": [1, 2, 3, 4], "num_blocks": 3, "attn_resolutions": [32, 16, 8]}
@@ -60,3 +63,17 @@ def test_folding_makes_a_network_cheap() -> None:
 def test_images_that_do_not_fit() -> None:
     with pytest.raises(ConfigError, match="cannot take images of 28×28"):
         raw_network(Network.model_validate(SMALL | {"channel_mult": [1, 2, 2, 2]}), (1, 28, 28), 10)
+
+
+def test_the_small_network_of_text_has_83_percent_fewer_parameters() -> None:
+    small = load(ROOT / "params.yaml", [ROOT / "experiments/sd15-coco.yaml"]).networks["minus83"]
+    assert isinstance(small, TextNetwork)
+    full, latents = published_text_network(KNOWN["stable-diffusion-v1-5"])
+    parameters = {
+        net: network_cost(network, latents, 0).parameters for net, network in {"full": full, "small": small}.items()
+    }
+    assert parameters["full"] == 859_520_964
+    assert abs(parameters["small"] / (0.17 * parameters["full"]) - 1) < 0.005
+    assert small.text_shape == full.text_shape == (77, 768)
+    same = ("down_block_types", "up_block_types", "attention_head_dim", "cross_attention_dim")
+    assert all(small.unet[name] == full.unet[name] for name in same)

@@ -13,6 +13,7 @@ from msd.diffusion import heun, heun_sample
 from msd.diffusion.grids import iddpm_sigmas, vp_sigma, vp_time
 from msd.diffusion.views import epsilon_of, score_of, x0_of_epsilon, x0_of_score
 from msd.draws import Draws
+from msd.errors import ConfigError
 from msd.networks import sample_teacher
 from msd.networks.files import build_network
 from msd.networks.precond import PRECONDITIONINGS
@@ -131,6 +132,19 @@ def test_conventions_of_edm_are_understood() -> None:
     one_hot = torch.nn.functional.one_hot(cond, CLASSES)
     assert torch.equal(net(latents(), sigma, one_hot), expected)
     assert torch.allclose(net(latents()[:1], sigma[:1], one_hot[0].float()), expected[:1], atol=1e-5)
+
+
+def test_guidance_needs_dropped_labels() -> None:
+    cond, sampler = torch.arange(3), {"num_steps": 2, "guidance": 3.0}
+    with pytest.raises(ConfigError, match="cannot be sampled with guidance"):
+        sample_teacher(network(1), latents(), cond, sampler)
+    net = network(1, label_dropout=0.1)
+
+    def by_hand(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        without = net(x, sigma)  # a label of zeros
+        return without + 3 * (net(x, sigma, cond) - without)
+
+    assert torch.equal(sample_teacher(net, latents(), cond, sampler), heun(by_hand, latents(), num_steps=2))
 
 
 def test_unconditional_network_has_one_class() -> None:

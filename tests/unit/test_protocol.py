@@ -13,7 +13,7 @@ from test_evaluate import write_bundle
 from tiny import ROOT, network
 
 from msd.bundle.bundle import Bundle
-from msd.config import Protocol, load
+from msd.config import Protocol, Sampler, TeacherSampler, load
 from msd.draws import noise_of_images
 from msd.errors import ConfigError, MissingFileError
 from msd.evaluate.protocol import protocol_digest, summary
@@ -182,6 +182,31 @@ def test_stochasticity_is_described_only_where_there_is_some() -> None:
     churned = protocol_of("evaluation.protocol=protocols/fid_imagenet64.yaml").model_dump(mode="json")["sampler"]
     assert churned["S_churn"] == 40
     assert churned["S_max"] == 50
+
+
+def test_guidance_is_described_and_counted_only_where_there_is_some() -> None:
+    plain, guided = TeacherSampler(num_steps=4), TeacherSampler(num_steps=4, guidance=2.5)
+    assert guided.model_dump(mode="json") == plain.model_dump(mode="json") | {"guidance": 2.5}
+    assert (Sampler(num_steps=4).nfe, plain.nfe, guided.nfe) == (7, 7, 14)
+    assert TeacherSampler.model_validate(guided.model_dump(mode="json")) == guided
+
+
+def test_guidance_needs_a_teacher_that_saw_images_without_a_class() -> None:
+    recipe, guidance = [ROOT / "experiments/fashion-mnist.yaml"], "evaluation.protocol.sampler.guidance=2"
+    with pytest.raises(ConfigError) as refused:
+        load(PARAMS, recipe, [guidance])
+    assert refused.value.why.strip().startswith(
+        "evaluation.protocol.sampler.guidance: the teacher has no label_dropout"
+    )
+    allowed = load(PARAMS, recipe, [guidance, "teacher.network.label_dropout=0.1"])
+    assert allowed.evaluation.protocol.sampler.guidance == 2
+
+
+def test_the_miniature_draws_teacher_and_students_with_one_guidance() -> None:
+    experiment = load(PARAMS, [ROOT / "experiments/tiny-t2i.yaml"])
+    sampler = experiment.evaluation.protocol.sampler
+    assert sampler.guidance == experiment.recipe.dm.teacher_guidance == experiment.recipe.adm.teacher_guidance
+    assert sampler.nfe == 2 * (2 * 18 - 1)
 
 
 def test_a_protocol_alone_can_be_wrong() -> None:

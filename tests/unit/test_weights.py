@@ -17,6 +17,7 @@ import pytest
 from edm_files import edm_pickle, record_of
 from file_server import FileServer
 from tiny import ROOT, network
+from tiny_latent import latent
 
 from msd.cli.main import main
 from msd.config import Network, load
@@ -26,7 +27,7 @@ from msd.networks.files import build_network
 from msd.plan import Plan
 from msd.registry import KNOWN, HubFolder
 from msd.store import Manifest, sha256_file, write_json
-from msd.weights import NETWORK_FORMAT, adopt_weights, fetch_weights
+from msd.weights import NETWORK_FORMAT, adopt_weights, fetch_weights, read_header
 
 TWO_STUDENTS = "variants={a: {students: 2}}"
 COMMIT = "4" * 40
@@ -104,6 +105,21 @@ def test_url_is_adopted_with_the_number_of_parameters(saved: Path, server: FileS
     assert manifest.results == {"origin": {}, "parameters": network().num_parameters}
     assert manifest.file("weights").read_bytes() == saved.read_bytes()
     assert Manifest.read(tmp_path / "manifest.json").settings == settings
+
+
+@pytest.mark.parametrize("song", [None, {}, {"embedding": "fourier", "noise_channel_mult": 2}])
+def test_a_header_counts_parameters_alone(song: dict[str, Any] | None, tmp_path: Path) -> None:
+    net = network(architecture="adm" if song is None else "song", **({} if song is None else {"song": song}))
+    save_network(net, tmp_path / "net.safetensors")
+    assert read_header(tmp_path / "net.safetensors", NETWORK_FORMAT).parameters == net.num_parameters
+
+
+def test_the_states_of_the_empty_prompt_are_no_parameters(tmp_path: Path) -> None:
+    net = latent()
+    save_network(net, tmp_path / "net.safetensors")
+    held = sum(tensor.numel() for tensor in net.state_dict().values())
+    assert held - net.empty.numel() == net.num_parameters
+    assert read_header(tmp_path / "net.safetensors", NETWORK_FORMAT).parameters == net.num_parameters
 
 
 def test_url_of_something_else_is_not_adopted(server: FileServer, tmp_path: Path) -> None:

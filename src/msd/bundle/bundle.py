@@ -5,6 +5,7 @@ The teacher's own row of the table is a bundle too, with one network and a sampl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from msd.diffusion.samplers import NoiseSource
+from msd.errors import ConfigError
 from msd.networks import Backbone, load_network, sample_teacher
 from msd.partition.router import ClassRouter
 from msd.store import Manifest
@@ -111,6 +113,25 @@ class Bundle:
     def named(self, cond: Tensor) -> list[str]:
         """What conditions by number (B,) say to a person."""
         return [f"class {c}" for c in cond.tolist()]
+
+    @property
+    def has_tiny_decoder(self) -> bool:
+        """Whether it carries a second, faster decoder."""
+        return False
+
+    def decoding(self, tiny: bool = False) -> Callable[[Tensor], Tensor]:
+        """What makes images of what ``draw`` gives: ``decode``, or the tiny decoder, sooner and a little other.
+
+        Raises:
+            ConfigError: a tiny decoder is asked for, and the bundle has none.
+        """
+        if not tiny:
+            return self.decode
+        raise ConfigError(
+            "These students have no tiny decoder.",
+            where=str(self.manifest.path),
+            todo="Name one in `text.tiny_decoder`, for an experiment of text to image, and make the bundle again.",
+        )
 
     def conditions(self, cond: Tensor) -> Tensor:
         """Conditions by number (B,) → what the networks take (B, …)."""

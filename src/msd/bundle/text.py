@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 from msd.bundle.bundle import Bundle
 from msd.bundle.write import PROMPTS
 from msd.errors import ConfigError
+from msd.latent import TINY
 from msd.partition.text_router import TextRouter
 from msd.store import Manifest, read_json
 from msd.text.encoder import Encoded, TextEncoder, open_encoder
 
 if TYPE_CHECKING:  # it imports diffusers, which takes seconds
     from msd.latent.autoencoder import Autoencoder
+    from msd.latent.tiny_decoder import TinyDecoder
 
 COMPONENTS = "components"  # the folder inside a bundle's; its files carry the name in front of theirs
 
@@ -54,6 +57,13 @@ class TextBundle(Bundle):
     def _text_router(self) -> TextRouter:
         return TextRouter.load(self.folder)
 
+    @cached_property
+    def tiny_decoder(self) -> TinyDecoder:
+        from msd.latent.tiny_decoder import open_tiny_decoder
+
+        components = self.folder / COMPONENTS
+        return open_tiny_decoder(components / TINY, components / "vae", self.device)
+
     @property
     def num_classes(self) -> int:
         return len(self.prompts)
@@ -72,7 +82,7 @@ class TextBundle(Bundle):
         """Move the networks; text encoder and autoencoder are opened there."""
         super().to(device)
         self.device, self._last = device, None
-        for name in ("encoder", "autoencoder"):
+        for name in ("encoder", "autoencoder", "tiny_decoder"):
             self.__dict__.pop(name, None)
         return self
 
@@ -81,6 +91,13 @@ class TextBundle(Bundle):
 
     def named(self, cond: Tensor) -> list[str]:
         return [self.prompts[i] for i in cond.tolist()]
+
+    @property
+    def has_tiny_decoder(self) -> bool:
+        return any(name.startswith(f"{COMPONENTS}/{TINY}/") for name in self.manifest.body["files"])
+
+    def decoding(self, tiny: bool = False) -> Callable[[Tensor], Tensor]:
+        return self.tiny_decoder.decode if tiny and self.has_tiny_decoder else super().decoding(tiny)
 
     def conditions(self, cond: Tensor) -> Tensor:
         return self._encoded(cond).hidden
@@ -107,15 +124,19 @@ class TextBundle(Bundle):
         return self._last[1]
 
     @torch.no_grad()
-    def draw_prompts(self, prompts: list[str], noise: Tensor) -> tuple[Tensor, list[int]]:
+    def draw_prompts(self, prompts: list[str], noise: Tensor, tiny: bool = False) -> tuple[Tensor, list[int]]:
         """Images (B, C, H, W) of any prompts, each by its owner, from noise (B, c, h, w); and the owners' numbers.
 
+        Args:
+            tiny: decoded by the tiny decoder.
+
         Raises:
-            ConfigError: the partition says nothing about prompts that were not in it.
+            ConfigError: the partition says nothing about prompts that were not in it, or there is no tiny decoder.
         """
+        decode = self.decoding(tiny)
         encoded = self.encoder.encode(prompts)
         owners = self._owners(prompts, encoded)
-        return self.decode(self._routed(noise, encoded.hidden, owners)), owners.tolist()
+        return decode(self._routed(noise, encoded.hidden, owners)), owners.tolist()
 
     def _owners(self, prompts: list[str], encoded: Encoded) -> Tensor:
         if len(self.networks) == 1:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from msd.config import TeacherSampler
 from msd.plan import Node, VariantPlan
 from msd.store import Manifest, link, read_json, write_json, write_with
 from msd.text.measured import measured_prompts
@@ -35,13 +36,13 @@ def write_bundle(variant: VariantPlan, out: Path) -> Manifest:
         take("student-0", path)
         unknown = dict.fromkeys(("images_per_student", "images_total", "training_seconds"))
         parts = [list(range(max(header.description["num_conditions"], 1)))]
-        results = {"students": 1, "nfe": 1, "parameters_per_student": header.numbers, "parts": parts, **unknown}
+        results = {"students": 1, "nfe": 1, "parameters_per_student": header.parameters, "parts": parts, **unknown}
     elif variant.partition is None:
         teacher = inputs["teacher"]
         take("teacher", teacher.file("weights"))
         results = {
             "students": 1,
-            "nfe": 2 * node.settings["sampler"]["num_steps"] - 1,
+            "nfe": TeacherSampler.model_validate(node.settings["sampler"]).nfe,
             "parameters_per_student": teacher.results["parameters"],
             **_teacher_effort(teacher),
         }

@@ -19,14 +19,15 @@ def sample(arguments: argparse.Namespace) -> None:
     from msd.data.grid import save_grid
     from msd.draws import noise_of_images
 
-    folder, count = _folder(arguments), arguments.n
+    folder, count, tiny = _folder(arguments), arguments.n, arguments.decoder == "tiny"
     bundle = open_bundle(folder)
+    decode = bundle.decoding(tiny)
     noise = noise_of_images(arguments.seed, 0, count, bundle.noise_shape)
     if arguments.prompt is None:
         cond, what = torch.full((count,), arguments.class_id), f"class {arguments.class_id}"
-        owner, images = bundle.owners(cond[:1]).item(), bundle.generate(noise, cond)
+        owner, images = bundle.owners(cond[:1]).item(), decode(bundle.draw(noise, cond))
     elif isinstance(bundle, TextBundle):
-        images, owners = bundle.draw_prompts([arguments.prompt] * count, noise)
+        images, owners = bundle.draw_prompts([arguments.prompt] * count, noise, tiny)
         what, owner = repr(arguments.prompt), owners[0]
     else:
         raise ConfigError("These students know classes, no prompts.", where=str(folder), todo="Give --class.")
@@ -84,6 +85,12 @@ def register(commands: Any) -> None:
     what.add_argument("--prompt", help="what to draw, for students of text to image")
     parser.add_argument("--n", type=positive, default=16, help="how many images (default: 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    parser.add_argument(
+        "--decoder",
+        choices=["full", "tiny"],
+        default="full",
+        help="tiny: by the small autoencoder of `text.tiny_decoder`, sooner (default: full)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="a picture file, e.g. three.png")
     add_configuration(parser)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, ValidationError
 
 from msd.config.base import TEACHER, Section, merge, nearest
-from msd.config.networks import AnyNetwork, TextNetwork
+from msd.config.networks import AnyNetwork, Network, TextNetwork
 from msd.config.problems import describe
 from msd.config.protocol import Protocol
 from msd.config.recipe import Recipe
@@ -207,7 +207,7 @@ def cross_check(experiment: Experiment) -> list[str]:
         problems.append(f"teacher.name: no known teacher {teacher.name!r}{nearest(teacher.name, list(KNOWN))}")
     if known is not None and (known.classes is None) != (experiment.text is not None):
         problems.append("teacher.name: a teacher that is conditioned on text goes with the section `text`")
-    problems += _text_problems(experiment) + _caption_problems(experiment)
+    problems += _text_problems(experiment) + _caption_problems(experiment) + _guidance_problems(experiment)
     for claim in experiment.claims:
         for name in claim.variants:
             if name not in experiment.variants:
@@ -303,6 +303,20 @@ def _caption_problems(experiment: Experiment) -> list[str]:
         if not isinstance(variant.partition, Quadrants | TextKMeans | Hashed):
             problems.append(f"variants.{name}.partition: new prompts need a router: quadrants, text-kmeans or hash")
     return problems
+
+
+def _guidance_problems(experiment: Experiment) -> list[str]:
+    """A teacher of classes that never saw an image without one; a file says so itself when it is drawn from."""
+    network = experiment.teacher.network if isinstance(experiment.teacher, TeacherTrainSource) else None
+    if (
+        experiment.evaluation.protocol.sampler.guidance == 1
+        or not isinstance(network, Network)
+        or network.label_dropout
+    ):
+        return []
+    return [
+        "evaluation.protocol.sampler.guidance: the teacher has no label_dropout, so there is nothing to guide away from"
+    ]
 
 
 def _recipes(experiment: Experiment) -> list[Recipe]:

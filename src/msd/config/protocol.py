@@ -132,7 +132,9 @@ class Protocol(Section):
     ema: NonNegative | None = Field(
         None, description="half-life of the students' weight average; null: the first of the recipe, or none"
     )
-    sampler: TeacherSampler = Field(TeacherSampler(), description="of the teacher's own row; NFE = 2·num_steps − 1")
+    sampler: TeacherSampler = Field(
+        TeacherSampler(), description="of the teacher's own row; NFE = 2·num_steps − 1, twice that with guidance"
+    )
     reference: Reference = Reference()
     neighbours: PositiveInt = Field(3, description="k of precision and recall")
     neighbour_images: PositiveInt | None = Field(

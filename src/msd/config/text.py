@@ -47,13 +47,17 @@ class DataCaptions(Section):
     prompts_sha256: Sha256 | None = Field(None, description="of that file; checked")
 
 
-def _source_of(captions: Any) -> str | None:
-    """Captions are those of classes unless they say otherwise."""
-    return captions.get("source", "classes") if isinstance(captions, dict) else getattr(captions, "source", "classes")
+def _source_or(default: str) -> Discriminator:
+    """Which of several sources a block is of, where one of them need not be named."""
+
+    def source(block: Any) -> Any:
+        return block.get("source", default) if isinstance(block, dict) else getattr(block, "source", default)
+
+    return Discriminator(source)
 
 
 AnyCaptions: TypeAlias = Annotated[
-    Annotated[ClassCaptions, Tag("classes")] | Annotated[DataCaptions, Tag("data")], Discriminator(_source_of)
+    Annotated[ClassCaptions, Tag("classes")] | Annotated[DataCaptions, Tag("data")], _source_or("classes")
 ]
 
 
@@ -96,12 +100,8 @@ class FolderEncoder(Section):
     )
 
 
-def _source_of(encoder: Any) -> Any:
-    return encoder.get("source", "tiny") if isinstance(encoder, dict) else getattr(encoder, "source", "tiny")
-
-
 Encoder: TypeAlias = Annotated[
-    Annotated[TinyEncoder, Tag("tiny")] | Annotated[FolderEncoder, Tag("folder")], Discriminator(_source_of)
+    Annotated[TinyEncoder, Tag("tiny")] | Annotated[FolderEncoder, Tag("folder")], _source_or("tiny")
 ]
 
 
@@ -127,6 +127,12 @@ class KnownComponents(Section):
     name: str
 
 
+class TinyDecoder(Section):
+    """diffusers' AutoencoderTiny (TAESD), which draws pictures sooner; metrics are by the full autoencoder always."""
+
+    path: str = Field(description="a folder with config.json and diffusion_pytorch_model.safetensors")
+
+
 Components: TypeAlias = Annotated[TinyComponents | FolderComponents | KnownComponents, Field(discriminator="source")]
 
 
@@ -135,6 +141,9 @@ class Text(Section):
 
     captions: AnyCaptions
     components: Components = Field(description="autoencoder and text encoder; never trained with the students")
+    tiny_decoder: TinyDecoder | None = Field(
+        None, description="beside the autoencoder: its latency is measured too, and `msd sample` can use it; null: none"
+    )
     pooling: Literal["prompt", "end", "all"] = Field(
         "prompt", description="which states the pooled embedding is the mean of; the partition is made of it"
     )

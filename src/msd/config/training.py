@@ -78,27 +78,43 @@ class TeacherTraining(Training):
 
 
 class Sampler(Section):
-    """Heun's sampler for the teacher; NFE = 2·num_steps − 1."""
+    """Heun's sampler for the teacher."""
 
     num_steps: PositiveInt = 18
     sigma_min: PositiveFloat = 0.002
     sigma_max: PositiveFloat = 80.0
     rho: PositiveFloat = 7.0
 
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per image: two in every step but the last."""
+        return 2 * self.num_steps - 1
+
 
 class TeacherSampler(Sampler):
-    """The same, stochastic where `S_churn` is not 0; the names are EDM's."""
+    """The same, stochastic where `S_churn` is not 0 (the names are EDM's), guided where `guidance` is not 1."""
 
     S_churn: NonNegative = 0.0
     S_min: NonNegative = 0.0
     S_max: NonNegative | None = Field(None, description="null: no upper end")
     S_noise: PositiveFloat = 1.0
+    guidance: PositiveFloat = Field(
+        1.0,
+        description="scale of classifier-free guidance, as the recipe's `teacher_guidance`; 1: none; doubles the NFE",
+    )
+
+    @property
+    def nfe(self) -> int:
+        """Of a guided sampler twice as many: with the condition and without."""
+        return super().nfe * (1 if self.guidance == 1 else 2)
 
     @model_serializer(mode="wrap")
     def _what_is_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A deterministic sampler is described as ``Sampler`` describes it."""
+        """A deterministic sampler without guidance is described as ``Sampler`` describes it."""
         return {
             key: value
             for key, value in dump(self).items()
-            if value is not None and (self.S_churn or not key.startswith("S_"))
+            if value is not None
+            and (self.S_churn or not key.startswith("S_"))
+            and (self.guidance != 1 or key != "guidance")
         }

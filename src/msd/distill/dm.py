@@ -187,12 +187,8 @@ class DmStep(Step):
 
     @torch.no_grad()
     def _guided(self, x0_teacher: Tensor, noised: Tensor, sigma: Tensor) -> Tensor:
-        """The teacher's prediction under classifier-free guidance: x0(∅) + s (x0(c) − x0(∅))."""
-        scale = self.settings.teacher_guidance
-        if scale == 1:
-            return x0_teacher
-        unconditional = self.teacher.denoise_unconditional(noised, sigma)
-        return unconditional + scale * (x0_teacher - unconditional)
+        """The teacher's prediction under the recipe's guidance."""
+        return self.teacher.guided(x0_teacher, noised, sigma, self.settings.teacher_guidance)
 
     def _dm_terms(
         self,

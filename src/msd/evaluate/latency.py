@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ def measure_latency(node: Node, compute: Compute) -> Manifest:
     times = _one_at_a_time(bundles, repeats, device, lambda bundle: bundle.generate)
     decoding = {name: bundle for name, bundle in bundles.items() if bundle.decoder}
     undecoded = _one_at_a_time(decoding, repeats, device, lambda bundle: bundle.draw)
+    quick = {name: bundle for name, bundle in bundles.items() if bundle.has_tiny_decoder}
+    tiny = _one_at_a_time(quick, repeats, device, lambda bundle: partial(_by_tiny_decoder, bundle))
     speeds = _many_at_once(bundles, batch, device, meter)
     return Manifest.write(
         node.manifest,
@@ -47,6 +50,7 @@ def measure_latency(node: Node, compute: Compute) -> Manifest:
                     "p95_ms": round(float(np.percentile(times[name], 95)), 3),
                     "repeats": repeats,
                     **({"undecoded_p50_ms": _median(undecoded[name])} if bundle.decoder else {}),
+                    **({"tiny_p50_ms": _median(tiny[name])} if bundle.has_tiny_decoder else {}),
                     **speeds[name],
                     **_work(bundle, batch, device),
                     "parameters": sum(net.num_parameters for net in bundle.networks),
@@ -62,6 +66,10 @@ def measure_latency(node: Node, compute: Compute) -> Manifest:
             "decoder": next((bundle.decoder for bundle in decoding.values()), None),
         },
     )
+
+
+def _by_tiny_decoder(bundle: Bundle, noise: Tensor, cond: Tensor) -> Tensor:
+    return bundle.decoding(tiny=True)(bundle.draw(noise, cond))
 
 
 def _median(milliseconds: list[float]) -> float:

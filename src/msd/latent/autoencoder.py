@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from msd.config.text import TinyAutoencoder
 from msd.errors import DamagedFileError, MissingFileError
 
+FILES = ("config.json", "diffusion_pytorch_model.safetensors")  # of an autoencoder's folder
+
 
 class Autoencoder:
     """Images (B, C, H, W) in [-1, 1] ↔ latents (B, c, h, w) of about unit variance.
@@ -76,13 +78,20 @@ def open_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoen
         MissingFileError: it is not there.
         DamagedFileError: it cannot be read.
     """
-    vae = folder / "vae"
-    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
-        if not (vae / name).is_file():
-            raise MissingFileError("An autoencoder lacks a file.", where=str(vae / name))
+    return Autoencoder(read_model(AutoencoderKL, folder / "vae"), device)
+
+
+def read_model(kind: Any, folder: Path) -> Any:
+    """The autoencoder of a class of diffusers in a folder of its own.
+
+    Raises:
+        MissingFileError, DamagedFileError: as ``open_autoencoder``.
+    """
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise MissingFileError("An autoencoder lacks a file.", where=str(folder / name))
     try:
-        net = AutoencoderKL.from_pretrained(vae, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
+        return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, RuntimeError, KeyError) as e:
         why = str(e).split("\n")[0]
-        raise DamagedFileError("An autoencoder cannot be read.", where=str(vae), why=why) from None
-    return Autoencoder(net, device)
+        raise DamagedFileError("An autoencoder cannot be read.", where=str(folder), why=why) from None

@@ -61,6 +61,11 @@ class Backbone(nn.Module, ABC):
         """Conditions to choose from: an unconditional network has one, which it does not look at."""
         return max(self.num_conditions, 1)
 
+    @property
+    def has_unconditional(self) -> bool:
+        """Whether it has learnt to predict without a condition, which guidance compares with."""
+        return False
+
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The nearest noise level that the network knows; σ itself where it knows all."""
         return sigma
@@ -86,6 +91,18 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def denoise_unconditional(self, x: Tensor, level: Tensor) -> Tensor:
         """As ``denoise`` without a condition; means something only if labels were dropped in training."""
+
+    def guided(self, x0: Tensor, x: Tensor, level: Tensor, scale: float) -> Tensor:
+        """Its prediction ``x0`` under classifier-free guidance: x0(∅) + s (x0(c) − x0(∅)); for s = 1 as it is.
+
+        Args:
+            x0: what ``denoise`` made of ``x`` at ``level`` under the conditions, (B, C, H, W).
+            scale: s.
+        """
+        if scale == 1:
+            return x0
+        unconditional = self.denoise_unconditional(x, level)
+        return unconditional + scale * (x0 - unconditional)
 
     @abstractmethod
     def denoise_with_features(self, x: Tensor, level: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:

@@ -169,6 +169,10 @@ class LatentDenoiser(Backbone):
         return True
 
     @property
+    def has_unconditional(self) -> bool:
+        return True  # the empty prompt
+
+    @property
     def blocks(self) -> list[nn.Module]:
         unet = self.model.unet
         levels = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]

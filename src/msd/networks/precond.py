@@ -69,6 +69,10 @@ class Preconditioned(Backbone):
         """At noise levels σ (B, 1, 1, 1) float32."""
 
     @property
+    def has_unconditional(self) -> bool:
+        return bool(self.num_conditions and self.model.label_dropout)
+
+    @property
     def blocks(self) -> list[nn.Module]:
         return [module for module in self.model.modules() if isinstance(module, UNetBlock)]
 

@@ -41,6 +41,7 @@ def read(plan: Plan, report: Report) -> Costs:
                 "latency_p50_ms": latency["p50_ms"],
                 "latency_p95_ms": latency["p95_ms"],
                 "undecoded_p50_ms": latency.get("undecoded_p50_ms"),
+                "tiny_p50_ms": latency.get("tiny_p50_ms"),
                 "images_per_second": latency["images_per_second"],
                 "parameters_per_student": row.numbers["parameters_per_student"],
                 "parameters": latency["parameters"],
@@ -112,6 +113,7 @@ def notes(costs: Costs) -> list[str]:
         if how["decoder"] is None
         else f"Decoding: by {how['decoder']}, in the times and the FLOPs; {_undecoded(costs)} without. Encoding the "
         "prompt is in neither.",
+        *(["Tiny decoder: AutoencoderTiny in its place. No metric is of its images."] if _has_tiny(costs) else []),
         f"Energy per image: {energy}",
     ]
 
@@ -121,10 +123,15 @@ def _undecoded(costs: Costs) -> str:
     return "latency " + ", ".join(f"{columns.milliseconds(value)} (`{name}`)" for name, value in known.items())
 
 
+def _has_tiny(costs: Costs) -> bool:
+    return any(row["tiny_p50_ms"] is not None for row in costs.rows)
+
+
 def _columns(costs: Costs) -> Sequence[tuple[str, str, Callable[[Any], str]]]:
     return [
         ("latency p50 ↓", "latency_p50_ms", columns.milliseconds),
         ("p95 ↓", "latency_p95_ms", columns.milliseconds),
+        *([("p50 with the tiny decoder ↓", "tiny_p50_ms", columns.milliseconds)] if _has_tiny(costs) else []),
         (
             f"images/s at {costs.circumstances['throughput_batch']} ↑",
             "images_per_second",

@@ -13,8 +13,10 @@ from msd.config import Compute
 from msd.config.text import FolderEncoder, TinyEncoder
 from msd.data.archive import LabelledImages, open_half
 from msd.errors import MissingFileError
+from msd.latent import TINY
 from msd.latent.archive import SHARD, EncodedImages, write_latents
-from msd.latent.autoencoder import Autoencoder, open_autoencoder
+from msd.latent.autoencoder import FILES, Autoencoder, open_autoencoder
+from msd.latent.tiny_decoder import open_tiny_decoder
 from msd.networks.files import fill, read_safetensors
 from msd.plan import Node
 from msd.store import Manifest
@@ -39,6 +41,7 @@ def make_components(node: Node, compute: Compute) -> Manifest:
 
     Raises:
         MissingFileError: the folder lacks one of them.
+        ConfigError: the tiny decoder belongs to another autoencoder.
     """
     torch.set_num_threads(compute.threads)
     folder = components_folder(node)
@@ -52,6 +55,8 @@ def make_components(node: Node, compute: Compute) -> Manifest:
         raise MissingFileError(
             "A diffusers folder lacks a part.", where=", ".join(str(folder / name) for name in missing)
         )
+    if tiny := node.settings.get("tiny_decoder"):
+        files |= _tiny_decoder(Path(tiny["path"]), folder)
     inputs = node.input_paths
     return Manifest.write(node.manifest, kind=node.kind, settings=node.settings, inputs=inputs, files=files)
 
@@ -64,6 +69,12 @@ def _write_encoder(settings: dict[str, Any], captions: Manifest, folder: Path) -
     else:
         made = TinyEncoder.model_validate(settings)
         make_tiny_encoder(texts(prompts_of(captions)), folder, **made.model_dump())
+
+
+def _tiny_decoder(place: Path, folder: Path) -> dict[str, Path]:
+    """Its files under the names that a bundle gives them; opened once, to see that it belongs to the autoencoder."""
+    open_tiny_decoder(place, folder / "vae")
+    return {f"{TINY}/{name}": place / name for name in FILES}
 
 
 def _is_needed(path: Path) -> bool:
