@@ -1,31 +1,26 @@
-"""The latents and prompts of DMD2's LMDB files (arXiv 2405.14867): those of Stable Diffusion that its GAN loss saw.
+"""The latents of DMD2's LMDB files (arXiv 2405.14867): those of Stable Diffusion that its GAN loss saw.
 
 ``latents_shape`` holds "N c h w" as text, ``latents_<i>_data`` the float16 values of latent i, ``prompts_<i>_data`` its
-caption in UTF-8; ``prompts_shape``, "N", may be there. DMD2's generate_vae_latents.py multiplied the values by the
-autoencoder's scaling factor (0.18215), and its training takes them as they are; so they are here, as
-``Autoencoder.encode`` gives latents. One difference remains: they were drawn from the posterior, not its mean.
+caption in UTF-8, which ``msd.text`` reads; ``prompts_shape``, "N", may be there. DMD2's generate_vae_latents.py
+multiplied the values by the autoencoder's scaling factor (0.18215), and its training takes them as they are; so they are
+here, as ``Autoencoder.encode`` gives latents. One difference remains: they were drawn from the posterior, not its mean.
 
 The file is opened for each read, since LMDB lets a process open it once only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msd import store
-from msd.data.lmdb_rows import Rows, database_of, open_rows
+from msd.data.lmdb_rows import open_rows
 from msd.errors import DataError
-
-BATCH = 4096  # prompts
 
 
 class LmdbLatents:
-    """A source of latents for ``msd.latent.archive.write_latents``, with the prompt of each.
+    """A source of latents for ``msd.latent.archive.write_latents``.
 
     Attributes:
         path: a folder with ``data.mdb``, or a single file.
@@ -49,11 +44,6 @@ class LmdbLatents:
     def __len__(self) -> int:
         return self._count
 
-    @cached_property
-    def sha256(self) -> str:
-        """Of the bytes of ``data.mdb``, latents and prompts; they are all read, once."""
-        return store.sha256_file(database_of(self.path))
-
     def latents(self, first: int, number: int) -> NDArray[np.float16]:
         """Latents (number, c, h, w) from number ``first`` on.
 
@@ -66,23 +56,5 @@ class LmdbLatents:
                 latents[i] = rows.row("latents", first + i, np.float16, self.image_shape)
         return latents
 
-    def prompts(self) -> Iterator[str]:
-        """The prompt of each latent, as it stands, in their order.
-
-        Raises:
-            DamagedFileError: one is missing.
-            DataError: one is not UTF-8.
-        """
-        for first in range(0, self._count, BATCH):
-            with open_rows(self.path) as rows:
-                some = [self._prompt(rows, i) for i in range(first, min(first + BATCH, self._count))]
-            yield from some
-
     def where(self, i: int) -> str:
         return f"{self.path}: latents_{i}_data"
-
-    def _prompt(self, rows: Rows, i: int) -> str:
-        try:
-            return rows.content("prompts", i).decode()
-        except UnicodeDecodeError as e:
-            raise DataError("A prompt is not UTF-8.", where=f"{self.path}: prompts_{i}_data", why=str(e)) from None

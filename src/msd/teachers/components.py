@@ -14,8 +14,9 @@ from msd.config.text import FolderEncoder, TinyEncoder
 from msd.data.archive import LabelledImages, open_half
 from msd.errors import MissingFileError
 from msd.latent import TINY
-from msd.latent.archive import SHARD, EncodedImages, write_latents
+from msd.latent.archive import SHARD, EncodedImages, LatentSource, write_latents
 from msd.latent.autoencoder import FILES, Autoencoder, open_autoencoder
+from msd.latent.lmdb import LmdbLatents
 from msd.latent.tiny_decoder import open_tiny_decoder
 from msd.networks.files import fill, read_safetensors
 from msd.plan import Node
@@ -111,15 +112,18 @@ def embed_captions(node: Node, compute: Compute, progress: Progress) -> Manifest
 
 
 def encode_latents(node: Node, compute: Compute, progress: Progress) -> Manifest:
-    """Latents of the training images, and the number of each one's caption."""
+    """Latents of the training images, or those that the data bring, and the number of each one's caption."""
     captions, components, folder = _inputs(node)
-    autoencoder = open_autoencoder(folder, resolve_device(compute.device))
-    files = {name: components.sha256(name) for name in components.body["files"] if name.startswith("vae/")}
-    identity = {"images": captions.sha256("train-images"), "autoencoder": files, "shard": SHARD}
+    source: LatentSource
+    if "latents" in captions.body["files"]:
+        source = LmdbLatents(captions.file("latents"))
+        identity = {"latents": captions.sha256("latents"), "shard": SHARD}
+    else:
+        source = EncodedImages(open_half(captions, "train"), open_autoencoder(folder, resolve_device(compute.device)))
+        files = {name: components.sha256(name) for name in components.body["files"] if name.startswith("vae/")}
+        identity = {"images": captions.sha256("train-images"), "autoencoder": files, "shard": SHARD}
     with alone(node, compute, identity) as (_, guard, stop):
-        images = open_half(captions, "train")
         digest, out = store.digest(identity), node.manifest.parent
-        source = EncodedImages(images, autoencoder)
         shards = write_latents(source, digest, out, guard=guard, stop=stop, progress=progress)
         return Manifest.write(
             node.manifest,
@@ -127,7 +131,7 @@ def encode_latents(node: Node, compute: Compute, progress: Progress) -> Manifest
             settings=node.settings,
             inputs=node.input_paths,
             files={**shards.files, "captions": captions.file("train-labels")},
-            results={"images": len(images), "sha256": store.digest([digest, captions.results["sha256"]])},
+            results={"images": len(source), "sha256": store.digest([digest, captions.results["sha256"]])},
             identity=digest,
         )
 
