@@ -56,7 +56,7 @@ class PromptCard:
     Attributes:
         variants: that use it.
         totals: rows of the table under the parts', each with its heading.
-        stability: whether another seed gives the same parts.
+        stability: whether another seed gives the same parts; empty where it was not measured.
         largest_z: of its words.
     """
 
@@ -75,7 +75,7 @@ def cards(rows: Sequence[Row]) -> list[PromptCard]:
     return [_card(names, described["description"], described["stability"], top) for names, described in found]
 
 
-def _card(names: list[str], description: dict[str, Any], stability: dict[str, Any], top: float) -> PromptCard:
+def _card(names: list[str], description: dict[str, Any], stability: dict[str, Any] | None, top: float) -> PromptCard:
     one, sizes = description["distance_of_one_part"], description["sizes"]
     parts = [
         PromptPart(
@@ -94,7 +94,8 @@ def _card(names: list[str], description: dict[str, Any], stability: dict[str, An
         ("all in parts", _cells(total, 1.0, description["within_part_distance"], one)),
         ("all as one part", _cells(total, 1.0, one, one)),
     ]
-    return PromptCard(description["kind"], names, parts, totals, _agreement(stability), _largest_z(description))
+    agreement = _agreement(stability) if stability else ""
+    return PromptCard(description["kind"], names, parts, totals, agreement, _largest_z(description))
 
 
 def _largest_z(description: dict[str, Any]) -> float:

@@ -51,8 +51,8 @@ class Row:
         parts: classes, or prompts, of each student; empty for the teacher.
         partition: its kind; empty for the teacher.
         within_part_distance: of class embeddings, where the partition measured it.
-        described: what a partition of prompts says of itself (``partition.text_report``): ``description``, ``stability``;
-            None where classes are split.
+        described: what a partition of prompts says of itself (``partition.text_report``): ``description`` and
+            ``stability``, None of an earlier version; None where classes are split.
         students: the training stages of each.
         gallery: (classes, columns, C, H, W) uint8 as .npy.
         sources: kind → path under the experiment's folder of the manifests that its numbers are read from.
@@ -205,7 +205,7 @@ def _row(plan: Plan, variant: VariantPlan, of: Callable[[Node], Manifest], repli
 def _described(partition: Manifest) -> dict[str, Any] | None:
     if partition.settings["kind"] not in TEXT_PARTITIONS:
         return None
-    return {key: _need(partition, key) for key in ("description", "stability")}
+    return {"description": _need(partition, "description"), "stability": partition.results.get("stability")}
 
 
 def _stage(node: Node, manifest: Manifest) -> Stage:
