@@ -79,7 +79,7 @@ def test_an_unknown_key_is_named_with_the_nearest_one() -> None:
         ("evaluation.protocol.name=accuracy", "pattern"),
         ("evaluation.protocol.features={source: inception}", "no other"),
         ("evaluation.protocol={name: fid_digits, features: {source: inception, path: x}}", "belong together"),
-        ("evaluation.protocol.clip={model: x}", "needs prompts"),
+        ("evaluation.protocol.clip={model: x}", "needs captions"),
         ("evaluation.protocol.reference.statistics={}", "a path or a url"),
     ],
 )

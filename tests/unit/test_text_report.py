@@ -13,7 +13,7 @@ from sentences import captions, embed, encode, encoder_folder
 
 from msd.config import Hashed, Quadrants, TextKMeans, TextPartitionSpec
 from msd.partition.build import within_part_distance
-from msd.partition.text_fit import balance_of, fit_router
+from msd.partition.text_fit import balance_of, fit_router, spread
 from msd.partition.text_report import describe_parts, stability
 from msd.partition.text_router import TextRouter
 
@@ -73,12 +73,28 @@ def test_a_report_of_few_and_odd_prompts() -> None:
 
 def test_stability_over_seeds() -> None:
     embeddings, prompts, _ = planted()
-    assert stability(embeddings, QUADRANTS, 4, range(3)) == {"seeds": [0, 1, 2], "mean": 1.0, "min": 1.0}
-    assert stability(embeddings, KMEANS, 3, range(3)) == {"seeds": [0, 1, 2], "mean": 1.0, "min": 1.0}
-    by_text = stability(embeddings, HASH, 3, range(4), prompts)
-    assert by_text == stability(None, HASH, 3, range(4), prompts)
+    same = {"mean": 1.0, "min": 1.0}
+    assert stability(embeddings, QUADRANTS, 4, prompts) == {"seeds": [], "prompts": 0} | same
+    assert stability(embeddings, KMEANS, 3, prompts, further=2) == {"seeds": [0, 1, 2], "prompts": 300} | same
+    by_text = stability(embeddings, HASH.model_copy(update={"seed": 7}), 3, prompts)
+    assert (by_text["seeds"], by_text["prompts"]) == ([7, 8, 9, 10], 300)
     assert abs(by_text["mean"]) < 0.05
-    assert by_text["min"] <= by_text["mean"]
+    assert by_text["min"] < by_text["mean"]
+
+
+def test_stability_looks_at_a_sample_spread_over_all_prompts() -> None:
+    embeddings, prompts, topics = planted()
+    order = topics.argsort(kind="stable")  # a beginning would hold one topic
+    found = stability(embeddings[order], KMEANS, 3, [prompts[i] for i in order], most=60)
+    assert found == {"seeds": [0, 1, 2, 3], "prompts": 60, "mean": 1.0, "min": 1.0}
+    assert spread(10, 4).tolist() == [0, 2, 5, 7]
+    assert spread(3, 4).tolist() == [0, 1, 2]
+    assert spread(0, 4).tolist() == []
+
+
+def test_stability_of_what_cannot_be_made_equally_large() -> None:
+    same = stability(np.ones((300, 3), dtype=np.float32), KMEANS, 3, ["the same"] * 300)
+    assert same == {"seeds": [0, 1, 2, 3], "prompts": 300, "mean": None, "min": None}
 
 
 @pytest.fixture(scope="session")
@@ -148,7 +164,7 @@ def test_every_prompt_gets_one_student(spec: TextPartitionSpec, some: tuple[Half
 
 
 def test_parts_of_real_captions_hardly_depend_on_the_seed(some: tuple[Half, Half]) -> None:
-    assert stability(some[0][1], KMEANS, 4, range(3))["min"] > 0.5
+    assert stability(some[0][1], KMEANS, 4, some[0][0], further=2)["min"] > 0.5
 
 
 @pytest.mark.slow

@@ -110,9 +110,13 @@ class Bundle:
         """What the networks make → images."""
         return drawn
 
-    def named(self, cond: Tensor) -> list[str]:
-        """What conditions by number (B,) say to a person."""
-        return [f"class {c}" for c in cond.tolist()]
+    def prompts_of(self, cond: Tensor) -> list[str]:
+        """The prompts of conditions by number (B,).
+
+        Raises:
+            ConfigError: they are classes.
+        """
+        raise ConfigError("Classes are no prompts.", where=str(self.manifest.path), todo="Set protocol.clip to null.")
 
     @property
     def has_tiny_decoder(self) -> bool:

@@ -89,7 +89,7 @@ class TextBundle(Bundle):
     def decode(self, drawn: Tensor) -> Tensor:
         return self.autoencoder.decode(drawn)
 
-    def named(self, cond: Tensor) -> list[str]:
+    def prompts_of(self, cond: Tensor) -> list[str]:
         return [self.prompts[i] for i in cond.tolist()]
 
     @property
@@ -106,7 +106,7 @@ class TextBundle(Bundle):
         if len(self.networks) == 1 or "parts" in self.manifest.results:
             return self.router(cond)
         encoded = self._encoded(cond)
-        return self._owners(self.named(cond), encoded).to(cond.device)
+        return self._owners(self.prompts_of(cond), encoded).to(cond.device)
 
     def _encoded(self, cond: Tensor) -> Encoded:
         """Of known prompts, by number (B,). Those of the last call are kept: the same batch is drawn several times.

@@ -290,8 +290,8 @@ def _caption_problems(experiment: Experiment) -> list[str]:
         )
     if captioned != (experiment.evaluation.judge is None):
         problems.append(f"evaluation.judge: {'set null, captions have no classes' if captioned else 'is needed'}")
-    if protocol.clip is not None and text is None:
-        problems.append("evaluation.protocol.clip: a CLIP score needs prompts, see `text`")
+    if protocol.clip is not None and text is None and protocol.captions is None:
+        problems.append("evaluation.protocol.clip: a CLIP score needs captions")
     if data.source == "dmd2-latents":
         if protocol.captions is None or protocol.reference.images is None:
             problems.append("evaluation.protocol: latents have no images; name `captions` and `reference.images`")

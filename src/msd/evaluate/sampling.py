@@ -154,7 +154,7 @@ def look_at(
         head = images[: max(wanted - start, 0)].cpu().numpy()
         images = brought_to(protocol.resolution, images)
         shown = shown_classes(images, eyes.judge) if eyes.judge else np.zeros(0, np.int64)
-        clip = eyes.clip(images.cpu().numpy(), bundle.named(asked)) if eyes.clip else 0.0
+        clip = eyes.clip(images.cpu().numpy(), bundle.prompts_of(asked)) if eyes.clip else 0.0
         features = {name: extractor(images).numpy() for name, extractor in eyes.extractors.items()}
         parts.append(Seen(origin + start, asked.numpy(), shown, clip, features, head))
         progress(start + count, protocol.images, {})

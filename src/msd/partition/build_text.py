@@ -9,7 +9,7 @@ from msd.config import TEXT_PARTITION
 from msd.errors import PartitionError
 from msd.partition.build import PARTITION_SCHEMA
 from msd.partition.text_fit import fit_router
-from msd.partition.text_report import describe_parts
+from msd.partition.text_report import describe_parts, stability
 from msd.store import Manifest, write_json
 from msd.text.archive import texts
 from msd.text.captions import prompts_of
@@ -44,7 +44,10 @@ def build_text_partition(out: Path, settings: dict[str, Any], inputs: dict[str, 
     named = {"parts": parts} if "class_of" in captions.results else {}  # of millions of prompts the file has them
     router.save(out.parent)
     path, sizes = out.parent / "partition.json", [len(part) for part in parts]
-    described = describe_parts(router, pooled, prompts)
+    about = {
+        "description": describe_parts(router, pooled, prompts),
+        "stability": stability(pooled, spec, students, prompts),
+    }
     balance = {"sizes": sizes, "largest_minus_smallest": max(sizes) - min(sizes)}
     body = {"kind": spec.kind, "students": students, "num_classes": len(prompts), "parts": parts, "balance": balance}
     write_json(path, {"schema": PARTITION_SCHEMA, **body})
@@ -54,5 +57,5 @@ def build_text_partition(out: Path, settings: dict[str, Any], inputs: dict[str, 
         settings=settings,
         inputs=inputs,
         files={"partition": path, **{f"router.{end}": out.parent / f"router.{end}" for end in ("json", "safetensors")}},
-        results={**named, **balance, "description": described},
+        results={**named, **balance, **about},
     )

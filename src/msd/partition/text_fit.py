@@ -105,11 +105,17 @@ def _blocks(embeddings: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
         yield np.asarray(embeddings[first : first + BLOCK], dtype=np.float64)
 
 
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """At most ``most`` of ``count`` rows, evenly spread."""
+    chosen = min(count, most)
+    return np.arange(chosen) * count // max(chosen, 1)
+
+
 def _sample(embeddings: NDArray[Any]) -> NDArray[np.float32]:
     """At most SAMPLE rows, evenly spread."""
     if len(embeddings) <= SAMPLE:
         return np.asarray(embeddings, dtype=np.float32)
-    return np.asarray(embeddings[np.arange(SAMPLE) * len(embeddings) // SAMPLE], dtype=np.float32)
+    return np.asarray(embeddings[spread(len(embeddings), SAMPLE)], dtype=np.float32)
 
 
 def _quadrants(embeddings: NDArray[Any], students: int, where: str) -> Tensors:

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msd.config import Hashed, Quadrants, TextPartitionSpec
+from msd.config import Quadrants, TextPartitionSpec
+from msd.errors import PartitionError
 from msd.partition.build import within_part_distance
-from msd.partition.text_fit import balance_of, fit_router
+from msd.partition.text_fit import balance_of, fit_router, spread
 from msd.partition.text_router import TextRouter
 
 PRIOR = 1000.0  # prompts' words that the prior is worth, spread as in all prompts
 VOCABULARY = 20_000  # words that are looked at, the most frequent
 SHOWN = 200  # characters of an example
+COMPARED = 20_000  # prompts that the partitions of different seeds are compared on
 
 
 def describe_parts(
@@ -63,36 +65,43 @@ def describe_parts(
 
 
 def stability(
-    embeddings: NDArray[Any] | None,
+    embeddings: NDArray[Any],
     spec: TextPartitionSpec,
     students: int,
-    seeds: Sequence[int],
-    prompts: Sequence[str] = (),
+    prompts: Sequence[str],
+    further: int = 3,
+    most: int = COMPARED,
 ) -> dict[str, Any]:
     """Adjusted Rand index of the partitions that different seeds give: 1 the same, 0 as alike as by chance.
 
+    Each is fitted anew on a sample, so this costs no more for millions of prompts than for ``most`` of them.
+
     Args:
-        embeddings: (N, P); kind hash does without.
-        spec: the seed in it is not used; quadrants have none, so theirs is 1.
+        embeddings: (N, P).
+        spec: quadrants have no seed, so theirs is 1.
         students: K.
-        seeds: two or more.
-        prompts: (N) for kind hash.
+        prompts: (N).
+        further: seeds that are compared with the one in ``spec`` and with one another.
+        most: prompts that are looked at, evenly spread over all.
 
     Returns:
-        ``seeds``, and ``mean`` and ``min`` over their pairs.
+        ``seeds``, none of quadrants; ``prompts``, how many were looked at; ``mean`` and ``min`` over pairs of seeds,
+        None where the parts of one of them cannot be made equally large.
     """
     from sklearn.metrics import adjusted_rand_score
 
     if isinstance(spec, Quadrants):
-        return {"seeds": list(seeds), "mean": 1.0, "min": 1.0}
-    if isinstance(spec, Hashed):
-        embeddings = None
-    owners = []
-    for seed in seeds:
-        router = fit_router(embeddings, spec.model_copy(update={"seed": seed}), students, prompts)
-        owners.append(router(None, prompts) if embeddings is None else router.by_embedding(embeddings))
+        return {"seeds": [], "prompts": 0, "mean": 1.0, "min": 1.0}
+    chosen = spread(len(prompts), most)
+    rows, texts = np.asarray(embeddings[chosen], dtype=np.float32), [prompts[i] for i in chosen.tolist()]
+    found: dict[str, Any] = {"seeds": [spec.seed + i for i in range(further + 1)], "prompts": len(texts)}
+    specs = [spec.model_copy(update={"seed": seed}) for seed in found["seeds"]]
+    try:
+        owners = [fit_router(rows, of_seed, students, texts)(rows, texts) for of_seed in specs]
+    except PartitionError:
+        return {**found, "mean": None, "min": None}
     pairs = [float(adjusted_rand_score(one, other)) for one, other in combinations(owners, 2)]
-    return {"seeds": list(seeds), "mean": float(np.mean(pairs)), "min": min(pairs)}
+    return {**found, "mean": float(np.mean(pairs)), "min": min(pairs)}
 
 
 def _distance(rows: NDArray[np.float32], members: list[NDArray[np.int64]]) -> float | None:

@@ -1,4 +1,7 @@
-"""The partition's card: what is in each part, with real images, and which alike classes it takes from one another."""
+"""The card of a partition of classes: what is in each part, with real images, and which alike classes it takes apart.
+
+Partitions of prompts have their own (``prompt_parts.py``).
+"""
 
 from __future__ import annotations
 
@@ -75,11 +78,15 @@ class PartitionCard:
     pairs: list[Pair]
 
 
-def distinct(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:
-    """Each partition of several students once: the first row that has it, and the names of all that do."""
+def distinct(rows: Sequence[Row], of_prompts: bool = False) -> list[tuple[Row, list[str]]]:
+    """Each partition of classes among several students once: the first row that has it, and the names of all that do.
+
+    Args:
+        of_prompts: those of prompts instead.
+    """
     found: dict[str, tuple[Row, list[str]]] = {}
     for row in rows:
-        if len(row.parts) > 1:
+        if len(row.parts) > 1 and (row.described is not None) == of_prompts:
             found.setdefault(str(row.parts), (row, []))[1].append(row.name)
     return list(found.values())
 

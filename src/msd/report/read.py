@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msd.config import StudentVariant
+from msd.config import TEXT_PARTITIONS, StudentVariant
 from msd.errors import DamagedFileError
 from msd.plan import Node, Plan, VariantPlan
 from msd.report import seeds, summary
@@ -48,9 +48,11 @@ class Row:
         numbers: the table's row: ``variant``, ``model`` and the columns' keys.
         latency_p95_ms: of one image.
         per_class: share of images taken for the class asked for, by class.
-        parts: classes of each student; empty for the teacher.
+        parts: classes, or prompts, of each student; empty for the teacher.
         partition: its kind; empty for the teacher.
         within_part_distance: of class embeddings, where the partition measured it.
+        described: what a partition of prompts says of itself (``partition.text_report``): ``description`` and
+            ``stability``, None of an earlier version; None where classes are split.
         students: the training stages of each.
         gallery: (classes, columns, C, H, W) uint8 as .npy.
         sources: kind → path under the experiment's folder of the manifests that its numbers are read from.
@@ -63,6 +65,7 @@ class Row:
     parts: list[list[int]]
     partition: str
     within_part_distance: float | None
+    described: dict[str, Any] | None
     students: list[list[Stage]]
     gallery: Path
     sources: dict[str, str]
@@ -193,11 +196,18 @@ def _row(plan: Plan, variant: VariantPlan, of: Callable[[Node], Manifest], repli
         parts=partition.results.get("parts", []) if partition else [],
         partition=partition.settings["kind"] if partition else "",
         within_part_distance=partition.results.get("within_part_distance") if partition else None,
+        described=_described(partition) if partition else None,
         students=[[_stage(node, of(node)) for node in student.stages] for student in variant.students],
         gallery=evaluation.file("gallery"),
         sources={"evaluation": _short(plan, evaluation.path), "latency": _short(plan, plan.latency.manifest)},
         replicates=replicates,
     )
+
+
+def _described(partition: Manifest) -> dict[str, Any] | None:
+    if partition.settings["kind"] not in TEXT_PARTITIONS:
+        return None
+    return {"description": _need(partition, "description"), "stability": partition.results.get("stability")}
 
 
 def _stage(node: Node, manifest: Manifest) -> Stage:

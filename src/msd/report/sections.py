@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from msd.report import broken_down, columns, cost, partitions, summary, table
+from msd.report import broken_down, columns, cost, partitions, prompt_parts, summary, table
 from msd.report.breakdown import Broken
 from msd.report.claims_page import Line
 from msd.report.cost import Costs
@@ -156,12 +156,21 @@ def who(content: Content) -> Section | None:
 
 
 def partition(content: Content) -> Section | None:
-    """What each student owns. Not there where no variant has several."""
+    """Which classes each student owns. Not there where no variant has several."""
     found = partitions.cards(content.report)
     if not found:
         return None
     body = fill("sections/partition.html.j2", cards=found, figures=content.shown_in("partition"))
     return Section("partition", "Which student owns which class", body, "Partition")
+
+
+def prompts(content: Content) -> Section | None:
+    """Which prompts each student owns. Not there where classes are split."""
+    found = prompt_parts.cards(content.report.rows)
+    if not found:
+        return None
+    body = fill("sections/prompts.html.j2", cards=found, headings=prompt_parts.CELLS, sure=prompt_parts.SURE)
+    return Section("prompts", "Which student owns which prompt", body, "Prompts")
 
 
 def galleries(content: Content) -> Section:
@@ -206,6 +215,7 @@ SECTIONS: tuple[Callable[[Content], Section | None], ...] = (
     ablation,
     costs,
     partition,
+    prompts,
     who,
     _pictures("figures", "More figures", "Figures"),
     galleries,
