@@ -3,7 +3,8 @@
 ``latents_shape`` holds "N c h w" as text, ``latents_<i>_data`` the float16 values of latent i, ``prompts_<i>_data`` its
 caption in UTF-8, which ``msd.text`` reads; ``prompts_shape``, "N", may be there. DMD2's generate_vae_latents.py
 multiplied the values by the autoencoder's scaling factor (0.18215), and its training takes them as they are; so they
-are here, as ``Autoencoder.encode`` gives latents. One difference remains: they were drawn from the posterior, not its mean.
+are here, as ``Autoencoder.encode`` gives latents. One difference remains: they were drawn from the posterior, while
+``encode`` takes its mean.
 
 The file is opened for each read, since LMDB lets a process open it once only.
 """

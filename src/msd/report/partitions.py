@@ -86,8 +86,9 @@ def distinct(rows: Sequence[Row], of_prompts: bool = False) -> list[tuple[Row, l
     """
     found: dict[str, tuple[Row, list[str]]] = {}
     for row in rows:
-        if len(row.parts) > 1 and (row.described is not None) == of_prompts:
-            found.setdefault(str(row.parts), (row, []))[1].append(row.name)
+        what = row.described if of_prompts else row.parts
+        if row.partition and row.numbers["students"] > 1 and what and bool(row.described) == of_prompts:
+            found.setdefault(str(what), (row, []))[1].append(row.name)
     return list(found.values())
 
 
