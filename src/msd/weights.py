@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ BUFFERS = (
     "empty",
     "freqs",
 )  # tensors in the files that are no parameters: the empty prompt's states, a fixed embedding
+PIPELINE = "model_index.json"  # of a diffusers pipeline
+PARTS, SUFFIXES = ("scheduler", "text_encoder", "tokenizer", "unet", "vae"), (".json", ".txt", ".safetensors")
 FOREIGN = ("inception", "torchscript")  # networks of features that others made
 
 
@@ -104,7 +108,7 @@ def fetch_weights(settings: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
         settings: a ``config`` source with ``source`` one of file, url, hf, known, inception, torchscript.
 
     Returns:
-        A file; the folder of the files for a known teacher that has several.
+        A file; the folder of the files for a known teacher that has several, and for a pipeline on the hub.
 
     Raises:
         MissingFileError: the file does not exist.
@@ -120,6 +124,8 @@ def fetch_weights(settings: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
         return _known(settings["name"])
     if source == "url":
         return fetch(settings["url"], settings["sha256"]), {}
+    if settings.get("filename") is None:
+        return _pipeline(settings["repo"], settings["revision"]), {}
     return _hub(settings["repo"], settings["revision"], settings["filename"], settings["sha256"]), {}
 
 
@@ -158,20 +164,45 @@ def _known(name: str) -> tuple[Path, dict[str, Any]]:
     return path.parents[file.count("/")], origin
 
 
+def _pipeline(repo: str, revision: str) -> Path:
+    """The folder of a diffusers pipeline of one commit on the hub; the mirror's ``<repo>/`` comes first."""
+    if (index := mirrored(f"{repo}/{PIPELINE}")) is not None:
+        return index.parent
+    from huggingface_hub import snapshot_download
+
+    with _told_of_hub(f"{repo}@{revision}"):
+        return Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                cache_dir=cache_folder() / "hub",
+                allow_patterns=[PIPELINE, *(f"{part}/*{suffix}" for part in PARTS for suffix in SUFFIXES)],
+                ignore_patterns=["*.fp16.*", "*.non_ema.*"],
+            )
+        )
+
+
 def _hub(repo: str, revision: str, filename: str, sha256: str | None) -> Path:
     """A file of one commit of a repository on the hub; the mirror's ``<repo>/<filename>`` comes first."""
     from huggingface_hub import hf_hub_download
 
     path = mirrored(f"{repo}/{filename}")
-    try:
+    with _told_of_hub(f"{repo}@{revision}/{filename}"):
         path = path or Path(hf_hub_download(repo, filename, revision=revision, cache_dir=cache_folder() / "hub"))
-    except Exception as e:  # errors of its transport come through too, and their classes change
-        raise DownloadError(
-            "A download from the hub failed.",
-            where=f"{repo}@{revision}/{filename}",
-            why=shown(str(e).split("\n")[0]),
-            todo="Check the names and the network; run the same command again to go on.",
-        ) from None
     if sha256 is not None:
         verify_sha256(path, sha256, todo="Mend the sha256, or delete the file and what it links to.")
     return path
+
+
+@contextmanager
+def _told_of_hub(where: str) -> Iterator[None]:
+    """Whatever goes wrong as one error: those of the hub's transport come through, and their classes change."""
+    try:
+        yield
+    except Exception as e:
+        raise DownloadError(
+            "A download from the hub failed.",
+            where=where,
+            why=shown(str(e).split("\n")[0]),
+            todo="Check the names and the network; run the same command again to go on.",
+        ) from None

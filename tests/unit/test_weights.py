@@ -158,6 +158,23 @@ def test_hub_without_the_file_is_one_error_without_token(server: FileServer, tmp
     assert "hf_secret" not in error
 
 
+def test_a_pipeline_on_the_hub_comes_without_its_pickles(server: FileServer, tmp_path: Path) -> None:
+    names = ["model_index.json", "unet/config.json", "unet/model.safetensors", "tokenizer/merges.txt"]
+    left = ["unet/model.bin", "unet/model.fp16.safetensors", "model.ckpt", "safety_checker/config.json"]
+    about = {"id": "me/net", "sha": COMMIT, "siblings": [{"rfilename": name} for name in names + left]}
+    server.files = {f"/me/net/resolve/{COMMIT}/{name}": name.encode() for name in names + left}
+    tree = [{"type": "file", "path": name, "size": len(name), "oid": COMMIT} for name in names + left]
+    server.files[f"/api/models/me/net/revision/{COMMIT}"] = json.dumps(about).encode()
+    server.files[f"/api/models/me/net/tree/{COMMIT}"] = json.dumps(tree).encode()
+    server.headers = {"X-Repo-Commit": COMMIT}
+    result = hub(server, tmp_path, filename=None, sha256=None)
+    folder = Path(result.stdout.strip())
+    found = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    assert sorted(found) == sorted(names), result.stderr
+    missing = hub(server, tmp_path, repo="me/other", filename=None, sha256=None)
+    assert "DownloadError: A download from the hub failed." in missing.stderr
+
+
 def test_mirror_of_the_hub(saved: Path, tmp_path: Path) -> None:
     there = tmp_path / "mirror" / "me" / "net" / "a"
     there.mkdir(parents=True)
@@ -166,6 +183,9 @@ def test_mirror_of_the_hub(saved: Path, tmp_path: Path) -> None:
     assert fetch_weights({**settings, "sha256": sha256_file(saved)})[0] == there / "net.bin"
     with pytest.raises(DamagedFileError):
         fetch_weights({**settings, "sha256": "0" * 64})
+    (tmp_path / "mirror/me/net/model_index.json").write_text("{}")
+    pipeline = {"source": "hf", "repo": "me/net", "revision": COMMIT, "filename": None}
+    assert fetch_weights(pipeline)[0] == tmp_path / "mirror/me/net"
 
 
 def test_known_folder_is_verified_file_by_file(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 NonNegative: TypeAlias = Annotated[float, Field(ge=0)]
 Sha256: TypeAlias = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Commit: TypeAlias = Annotated[
+    str, Field(pattern="^[0-9a-f]{40}$", description="a commit, so that its files cannot change")
+]
 TEACHER = "teacher"  # the name of the teacher's own architecture among the networks
 
 

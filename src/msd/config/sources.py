@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from msd.config.base import Section, Sha256, Share, nearest
+from msd.config.base import Commit, Section, Sha256, Share, nearest
 from msd.config.networks import AnyNetwork, Network
 from msd.config.training import Optimizer, TeacherTraining, Training
 
@@ -95,9 +95,25 @@ class UrlSource(Section):
 class HubSource(Section):
     source: Literal["hf"]
     repo: str
-    revision: str = Field(pattern="^[0-9a-f]{40}$", description="a commit, so that the file cannot change")
+    revision: Commit
     filename: str
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class HubTeacherSource(Section):
+    """A teacher on the Hugging Face hub: one file, or a diffusers pipeline whose files the commit vouches for."""
+
+    source: Literal["hf"]
+    repo: str
+    revision: Commit
+    filename: str | None = Field(None, description="a file as `source: file` takes it; null: a diffusers pipeline")
+    sha256: Sha256 | None = Field(None, description="of that file")
+
+    @model_validator(mode="after")
+    def _file_with_digest(self) -> HubTeacherSource:
+        if (self.filename is None) != (self.sha256 is None):
+            raise ValueError("filename and sha256 belong together")
+        return self
 
 
 class KnownSource(Section):
@@ -136,7 +152,7 @@ class ClassifierTrainSource(Section):
 
 
 TeacherSource: TypeAlias = Annotated[
-    FileSource | UrlSource | HubSource | KnownSource | DiffusersSource | TeacherTrainSource,
+    FileSource | UrlSource | HubTeacherSource | KnownSource | DiffusersSource | TeacherTrainSource,
     Field(discriminator="source"),
 ]
 ClassifierSource: TypeAlias = Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, NonNegativeFloat, PositiveInt, Tag, field_validator
 
-from msd.config.base import Section, Sha256
+from msd.config.base import Commit, Section, Sha256
 from msd.config.training import Optimizer, Training
 
 
@@ -133,7 +133,17 @@ class TinyDecoder(Section):
     path: str = Field(description="a folder with config.json and diffusion_pytorch_model.safetensors")
 
 
-Components: TypeAlias = Annotated[TinyComponents | FolderComponents | KnownComponents, Field(discriminator="source")]
+class HubComponents(Section):
+    """Those of a diffusers pipeline on the Hugging Face hub."""
+
+    source: Literal["hf"]
+    repo: str
+    revision: Commit
+
+
+Components: TypeAlias = Annotated[
+    TinyComponents | FolderComponents | KnownComponents | HubComponents, Field(discriminator="source")
+]
 
 
 class Text(Section):

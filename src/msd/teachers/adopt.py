@@ -53,7 +53,8 @@ def adopt_teacher(node: Node, experiment: Experiment) -> Manifest:
 def _fetch(node: Node) -> tuple[Path, dict[str, Any]]:
     """The file, and its origin; of a text-conditional teacher a file of ours, written beside the manifest."""
     settings, out = node.settings, node.manifest.parent / "weights.safetensors"
-    if settings["source"] == "known" and KNOWN[settings["name"]].classes is None:
+    known_of_text = settings["source"] == "known" and KNOWN[settings["name"]].classes is None
+    if known_of_text or (settings["source"] == "hf" and settings["filename"] is None):
         folder, origin = fetch_weights(settings)
         from msd.networks.diffusers_files import adopt_pipeline
 

@@ -85,7 +85,7 @@ def _is_needed(path: Path) -> bool:
 
 def components_folder(node: Node) -> Path:
     """Where the parts lie: beside the manifest, where the configuration says, or where they were downloaded."""
-    if node.settings["source"] == "known":
+    if node.settings["source"] in ("known", "hf"):
         return fetch_weights(node.settings)[0]
     return Path(node.settings["path"]) if node.settings["source"] == "folder" else node.manifest.parent
 
