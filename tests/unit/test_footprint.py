@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from collections.abc import Callable
 from typing import Any
@@ -158,6 +159,9 @@ def test_what_makes_memory_grow_or_shrink() -> None:
     assert several.networks - plain.networks == pytest.approx(2 * weights, rel=0.03)  # a noise grid goes with each
     assert plain.memory(2, 4) == plain.memory(2, 2) + plain.iterations[0].gradients
     assert plain.memory(1, 4, processes=4) >= plain.networks + 2 * weights
+    spread = dataclasses.replace(plain, sharded=True)
+    assert spread.memory(2, 2) == plain.memory(2, 2)
+    assert plain.memory(2, 8, processes=4) - spread.memory(2, 8, processes=4) >= 0.75 * plain.networks
     half = settings_of("dm", precision="bfloat16")
     on_cpu, on_gpu = (footprint_of(half, gpu=gpu)[0].memory(512, 512) for gpu in (False, True))
     assert on_cpu < on_gpu < footprint_of(settings_of("dm"), gpu=True)[0].memory(512, 512)

@@ -39,10 +39,12 @@ class Footprint:
     Attributes:
         networks: bytes of networks, averages and the optimisers' moments, which are there all the time.
         iterations: of the step.
+        sharded: several processes hold a share each of what is there all the time.
     """
 
     networks: int
     iterations: tuple[Iteration, ...]
+    sharded: bool = False
 
     def memory(self, micro_batch: int, batch_size: int, processes: int = 1) -> int:
         """Most bytes on one device at once.
@@ -50,14 +52,17 @@ class Footprint:
         Args:
             micro_batch: images at once on one device.
             batch_size: images of an update, over all devices.
-            processes: that train together, one device each; they sum their gradients in a flat buffer.
+            processes: that train together, one device each; they sum their gradients in a flat buffer. Sharded, they
+                do without; that gradients are spread as well, and that a block is gathered when it runs, is not counted.
         """
+        elsewhere = self.networks - self.networks // processes if self.sharded else 0
+        summed = processes > 1 and not self.sharded  # in a buffer of its own
         several = micro_batch < -(-batch_size // processes)  # then the gradients of those before are there as well
         peaks = []
         for x in self.iterations:
             peaks.append(float((x.fixed + micro_batch * x.per_image).max()) + several * x.gradients)
-            peaks.append(self.networks + (1 + (processes > 1)) * x.gradients)
-        return math.ceil(max(peaks))
+            peaks.append(self.networks + (1 + summed) * x.gradients)
+        return math.ceil(max(peaks)) - elsewhere
 
 
 class DryRun(Generic[S]):
@@ -136,7 +141,8 @@ class DryRun(Generic[S]):
             networks = self._ledger.fixed
             with _alone(), self._fake, self._ledger:
                 step(0)
-        return Footprint(networks, tuple(self._ledger.iterations(self._images, networks)))
+        iterations = tuple(self._ledger.iterations(self._images, networks))
+        return Footprint(networks, iterations, self._compute.shard)
 
 
 class _Draws(Draws):

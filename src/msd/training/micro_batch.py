@@ -38,7 +38,7 @@ def pick_micro_batch(footprint: Footprint, batch_size: int, memory: int, process
         why=f"{footprint.memory(1, batch_size, processes) / GIB:.1f} GiB are needed, {footprint.networks / GIB:.1f} of "
         f"them for networks and optimisers; {USABLE:.0%} of the device's are {USABLE * memory / GIB:.1f} GiB",
         todo="Set compute.gradient_checkpointing, or precision: bfloat16 in the recipe, or take GPUs with more memory; "
-        "more of the same do not help, since each holds all networks. compute.micro_batch: 1 tries it all the same.",
+        "more of the same help with compute.shard only. compute.micro_batch: 1 tries it all the same.",
     )
 
 
