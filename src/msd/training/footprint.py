@@ -52,8 +52,8 @@ class Footprint:
         Args:
             micro_batch: images at once on one device.
             batch_size: images of an update, over all devices.
-            processes: that train together, one device each; they sum their gradients in a flat buffer. Sharded, they
-                do without; that gradients are spread as well, and that a block is gathered when it runs, is not counted.
+            processes: that train together, one device each; they sum their gradients in a flat buffer. Sharded, they do
+                without; that gradients are spread as well, and that blocks are gathered when they run, is not counted.
         """
         elsewhere = self.networks - self.networks // processes if self.sharded else 0
         summed = processes > 1 and not self.sharded  # in a buffer of its own
