@@ -15,12 +15,11 @@ from typing import Any
 import torch
 
 from msd import store
-from msd.errors import ConfigError, DamagedFileError, MissingFileError, UnsafeFileError
+from msd.errors import ConfigError, DamagedFileError, MissingFileError
+from msd.weights import weights_files
 
 CLIP, BERT = "clip_text_model", "bert"
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 VOCABULARIES = {CLIP: ("vocab.json", "merges.txt"), BERT: ("vocab.txt",)}
 TOKENIZER = "tokenizer.json"  # holds the vocabulary too
 
@@ -65,22 +64,7 @@ def parts_of(folder: Path) -> Parts:
     names = VOCABULARIES[kind]
     if not (tokenizer / TOKENIZER).exists() and (missing := [n for n in names if not (tokenizer / n).exists()]):
         raise MissingFileError("A tokenizer has no vocabulary.", where=str(tokenizer / missing[0]))
-    return Parts(folder, kind, model, tokenizer, _weights(model))
-
-
-def _weights(model: Path) -> tuple[Path, ...]:
-    if (model / WEIGHTS).exists():
-        return (model / WEIGHTS,)
-    if (model / INDEX).exists():
-        names = store.read_json(model / INDEX).get("weight_map", {}).values()
-        return tuple(model / name for name in sorted(set(names)))
-    if any((model / name).exists() for name in PICKLES):
-        raise UnsafeFileError(
-            "The weights of a text encoder are a pickle; it was not read.",
-            where=str(model),
-            todo=f"Take the release with {WEIGHTS}.",
-        )
-    raise MissingFileError("A text encoder has no weights.", where=str(model / WEIGHTS))
+    return Parts(folder, kind, model, tokenizer, weights_files(model, WEIGHTS))
 
 
 def digest_of(parts: Parts) -> str:
