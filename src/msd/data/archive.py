@@ -1,19 +1,21 @@
 """A prepared data set on disk: memory-mapped arrays of a training half and an evaluation half.
 
-Training code is only ever handed the training half.
+Training code is only ever handed the training half. torch is imported where a tensor is made: the report shows images
+without it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from msd.store import Manifest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TrainingImages(Protocol):
@@ -59,15 +61,21 @@ class LabelledImages:
 
     def some_conditions(self, count: int) -> Tensor:
         """Conditions to draw pictures of: the classes in turn, (count,) int64."""
+        import torch
+
         return torch.arange(count) % self.num_classes
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images in [-1, 1] float32 (B, C, H, W) and labels (B,) int64 at ``indices`` (B,)."""
+        import torch
+
         i = indices.numpy()
         return to_float(torch.from_numpy(self.images[i])), torch.from_numpy(self.labels[i])
 
     def indices_of(self, classes: list[int]) -> Tensor:
         """Positions of all images of the given classes, ascending, (M,) int64."""
+        import torch
+
         return torch.from_numpy(np.flatnonzero(np.isin(self.labels, classes)))
 
 
@@ -78,7 +86,7 @@ def to_float(images: Tensor) -> Tensor:
 
 def to_uint8(images: Tensor) -> Tensor:
     """float −1…1 → uint8 by clamp((x + 1)·127.5, 0, 255), truncated (DMD2's quantisation)."""
-    return ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+    return ((images + 1) * 127.5).clamp(0, 255).byte()
 
 
 def open_half(manifest: Manifest, half: str) -> LabelledImages:
