@@ -45,11 +45,11 @@ def test_metrics_json_is_flat(built: Plan) -> None:
     assert all(isinstance(value, int | float) for row in metrics.values() for value in row.values())
 
 
-def test_building_twice_gives_the_same_files(plan: Plan) -> None:
-    before = Manifest.read(plan.report).body["files"]
-    stray = plan.root / "figures" / "gallery-of-a-variant-that-is-gone.png"
+def test_building_twice_gives_the_same_files(few: Plan) -> None:
+    before = Manifest.read(few.report).body["files"]
+    stray = few.root / "figures" / "gallery-of-a-variant-that-is-gone.png"
     stray.write_bytes(b"")
-    assert build_report(plan).body["files"] == before
+    assert build_report(few).body["files"] == before
     assert not stray.exists()
 
 
@@ -104,44 +104,44 @@ def test_a_missing_manifest_a_changed_journal_and_a_missing_result_are_refused(p
         read(plan)
 
 
-def test_a_refreshed_chain_is_accepted_again(plan: Plan) -> None:
-    variant = plan.variants["single"]
+def test_a_refreshed_chain_is_accepted_again(few: Plan) -> None:
+    variant = few.variants["single"]
     rewrite(variant.bundle, nfe=1, extra=True)
     assert variant.breakdown
-    for node in (variant.evaluation, variant.breakdown, plan.latency):
+    for node in (variant.evaluation, variant.breakdown, few.latency):
         refresh(node)
-    assert build_report(plan)
+    assert build_report(few)
 
 
-def test_values_that_are_not_known_are_shown_as_such(plan: Plan) -> None:
-    variant = plan.variants["teacher"]
+def test_values_that_are_not_known_are_shown_as_such(few: Plan) -> None:
+    variant = few.variants["teacher"]
     empty = {"images_per_student": None, "images_total": None, "training_seconds": None}
     rewrite(variant.evaluation, **empty)
-    build_report(plan)
-    row = dict(zip(*table_of(plan)[:2], strict=True))
+    build_report(few)
+    row = dict(zip(*table_of(few)[:2], strict=True))
     assert row["variant"] == "teacher"
     assert row["images_total"] == ""
     assert row["nfe"] == "35"
-    assert "–" in (plan.root / "ablation.md").read_text().split("| teacher")[1].splitlines()[0]
-    assert "training_seconds" not in read_json(plan.root / "metrics.json")["teacher"]
+    assert "–" in (few.root / "ablation.md").read_text().split("| teacher")[1].splitlines()[0]
+    assert "training_seconds" not in read_json(few.root / "metrics.json")["teacher"]
 
 
-def test_other_seeds_are_found_and_nothing_else(plan: Plan) -> None:
-    assert all(row.replicates == [] for row in read(plan).rows)
+def test_other_seeds_are_found_and_nothing_else(few: Plan) -> None:
+    assert all(row.replicates == [] for row in read(few).rows)
     for seed in (1, 2):
-        node = make_results(plan.root.parent, replicate=seed).variants["msd4"].evaluation
+        node = make_results(few.root.parent, few.experiment, replicate=seed).variants["msd4"].evaluation
         rewrite(node, metrics=Manifest.read(node.manifest).results["metrics"] | {"fd_digits": 24.0 + seed})
     # another recipe under the same seed is another experiment
     changed = experiment({"msd4": {"students": 4, "images": 2}}).model_copy(update={"seed": 3})
-    make_results(plan.root.parent, changed)
-    report = read(plan)
+    make_results(few.root.parent, changed)
+    report = read(few)
     row = next(row for row in report.rows if row.name == "msd4")
     assert [(r.seed, r.distance) for r in row.replicates] == [(1, 25.0), (2, 26.0)]
-    drawn = {figure.path.name: figure for figure in draw_all(report, plan.root / "figures")}
+    drawn = {figure.path.name: figure for figure in draw_all(report, few.root / "figures")}
     assert "3 seeds" in drawn["quality-latency.png"].caption
     rewrite(node, metric=Manifest.read(node.manifest).results["metric"] | {"images": 7})
     with pytest.raises(DamagedFileError, match="for msd4, seed 2"):
-        read(plan)
+        read(few)
 
 
 def test_show_refuses_a_report_of_other_settings_or_older_results(plan: Plan) -> None:
