@@ -72,11 +72,15 @@ class LabelledImages:
         i = indices.numpy()
         return to_float(torch.from_numpy(self.images[i])), torch.from_numpy(self.labels[i])
 
+    def positions_of(self, classes: list[int]) -> NDArray[np.int64]:
+        """Where all images of the given classes are, ascending, (M,)."""
+        return np.flatnonzero(np.isin(self.labels, classes))
+
     def indices_of(self, classes: list[int]) -> Tensor:
-        """Positions of all images of the given classes, ascending, (M,) int64."""
+        """``positions_of`` as a tensor, (M,) int64."""
         import torch
 
-        return torch.from_numpy(np.flatnonzero(np.isin(self.labels, classes)))
+        return torch.from_numpy(self.positions_of(classes))
 
 
 def to_float(images: Tensor) -> Tensor:

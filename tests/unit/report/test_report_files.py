@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from report_fixtures import VARIANTS, experiment, make_results, refresh, rewrite
 from report_table import CSV_COLUMNS, table_of
@@ -155,3 +158,16 @@ def test_show_refuses_a_report_of_other_settings_or_older_results(plan: Plan) ->
     plan.report.unlink()
     with pytest.raises(MissingFileError):
         show(plan)
+
+
+def test_a_report_is_built_without_torch(few: Plan) -> None:
+    """Its import takes about as long as the drawing."""
+    code = (
+        "import sys; from pathlib import Path; from msd.config import Experiment; from msd.plan import Plan\n"
+        "from msd.report.build import build_report\n"
+        "build_report(Plan(Experiment.model_validate_json(sys.argv[1]), results=Path(sys.argv[2])))\n"
+        "print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, few.experiment.model_dump_json(), str(few.root.parent)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.stdout == "False\n", ended.stderr
