@@ -1,4 +1,7 @@
-"""Weights files without PyTorch: where they come from and what their headers say. Verified before use."""
+"""Weights files without PyTorch: where they come from, which ones a folder holds, what their headers say.
+
+What is fetched is verified before use. Nothing here reads a tensor or a pickle.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from msd.download import cache_folder, fetch, mirrored, shown
-from msd.errors import DamagedFileError, DownloadError, MissingFileError
+from msd.errors import DamagedFileError, DownloadError, MissingFileError, UnsafeFileError
 from msd.registry import INCEPTION, KNOWN, UrlFile
 from msd.store import Manifest, read_json, verify_sha256
 
@@ -99,6 +102,42 @@ def read_header(path: Path, file_format: str) -> Header:
         return Header(metadata["description"], parameters, metadata["sha256"])
     except KeyError as e:
         raise DamagedFileError("A weights file does not describe itself.", where=str(path), why=f"no {e}") from None
+
+
+def weights_files(folder: Path, name: str) -> tuple[Path, ...]:
+    """The safetensors files of a model's folder, diffusers' or transformers': one, or the shards that an index names.
+
+    Args:
+        name: of the file, where there is one.
+
+    Raises:
+        MissingFileError: there are none, or a shard is missing.
+        UnsafeFileError: there are pickles only.
+        DamagedFileError: the index names no file.
+    """
+    whole, index = folder / name, folder / f"{name}.index.json"
+    if whole.is_file():
+        return (whole,)
+    if index.is_file():
+        return _shards(index)
+    if any(folder.glob("*pytorch_model*.bin*")):
+        raise UnsafeFileError(
+            "The weights of a model are a pickle; it was not read.",
+            where=str(folder),
+            todo=f"Take the release with {name}.",
+        )
+    raise MissingFileError("A model has no weights.", where=str(whole))
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    value = read_json(index)
+    names = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise DamagedFileError("An index of weights names no file.", where=str(index))
+    shards = tuple(index.parent / Path(name).name for name in sorted(set(names.values())))
+    if missing := [str(path) for path in shards if not path.is_file()]:
+        raise MissingFileError("A part of a model's weights is missing.", where=missing[0])
+    return shards
 
 
 def fetch_weights(settings: dict[str, Any]) -> tuple[Path, dict[str, Any]]:

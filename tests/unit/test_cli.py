@@ -164,19 +164,26 @@ def test_short_jobs_do_not_wait_for_torch(place: Path) -> None:
     assert result.stdout.count("manifest.json") == len(calls)
 
 
-def test_cost_of_the_imagenet_networks(place: Path) -> None:
+def test_cost_of_the_imagenet_networks(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nothing is downloaded for it, and another width gives other numbers."""
     (place / "imagenet64.yaml").write_text((ROOT / "experiments" / "imagenet64.yaml").read_text())
-    command = ["network", "summary", "--json", "--configfile", "imagenet64.yaml"]
-    costs = json.loads(msd(place, *command).stdout)
+    monkeypatch.chdir(place)
+
+    def summary(*options: str) -> str:
+        assert main(["network", "summary", "--configfile", "imagenet64.yaml", *options]) == 0
+        return capsys.readouterr().out
+
+    costs = json.loads(summary("--json"))
     assert costs["teacher"]["parameters"] == 295_899_267
     assert round(costs["teacher"]["gflop"], 1) == 219.3
     for name, share in (("minus42", 0.42), ("minus71", 0.71)):
         assert abs(1 - costs[name]["parameters"] / costs["teacher"]["parameters"] - share) < 0.01
-    narrow = json.loads(msd(place, *command, "--config", "teacher.network.model_channels=128").stdout)
+    narrow = json.loads(summary("--json", "--config", "teacher.network.model_channels=128"))
     assert narrow["teacher"]["parameters"] < 0.5 * costs["teacher"]["parameters"]
     assert narrow["teacher"]["gflop"] < 0.5 * costs["teacher"]["gflop"]
-    assert "295,899,267" in msd(place, *[c for c in command if c != "--json"]).stdout
+    assert "295,899,267" in summary()
 
 
 def test_recipe_without_its_data_says_what_is_missing(place: Path) -> None:
@@ -186,9 +193,10 @@ def test_recipe_without_its_data_says_what_is_missing(place: Path) -> None:
     assert "docs/data.md" in error
 
 
-def test_convert_a_reference_pickle(shared: Path, tmp_path: Path) -> None:
+def test_convert_a_reference_pickle(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pickle, out = shared / "golden" / "edm" / "adm_cond.pkl", tmp_path / "out.safetensors"
-    assert "2,190,147 parameters" in msd(tmp_path, "teacher", "convert", str(pickle), str(out)).stdout
+    assert main(["teacher", "convert", str(pickle), str(out)]) == 0
+    assert "2,190,147 parameters" in capsys.readouterr().out
     assert load_network(out).num_parameters == 2_190_147
     damaged = tmp_path / "damaged.pkl"
     damaged.write_bytes(pickle.read_bytes()[:-1000] + bytes(1000))

@@ -28,17 +28,24 @@ from msd.training.ledger import Iteration
 from msd.training.micro_batch import micro_batch_here, pick_micro_batch
 
 GIB = 2**30
-KNOWN: dict[str, Footprint] = {}
 IMAGENET = ["--configfile", str(ROOT / "experiments/imagenet64.yaml"), "--params", str(ROOT / "params.yaml")]
 DM_ONLY = ["--config", "variants={four: {students: 4, stages: [dm]}, long: {students: 1, images: 2, stages: [dm]}}"]
 
 
-def counted_once(*arguments: Any, gpu: bool) -> Footprint:
-    """``stage_footprint``, which takes seconds for a large network."""
-    key = f"{arguments} {gpu}"
-    if key not in KNOWN:
-        KNOWN[key] = stage_footprint(*arguments, gpu=gpu)
-    return KNOWN[key]
+def once(count: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that counts a network, seconds for a large one; the same arguments are counted once."""
+    known: dict[str, Any] = {}
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        key = f"{arguments} {named}"
+        if key not in known:
+            known[key] = count(*arguments, **named)
+        return known[key]
+
+    return counted
+
+
+COUNTED = {name: once(getattr(dry_run, name)) for name in ("stage_footprint", "network_cost")}
 
 
 def flat(networks: int, per_image: int) -> Footprint:
@@ -104,7 +111,8 @@ def planned(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         assert main(["plan", *arguments, *IMAGENET]) == 0
         return json.loads(capsys.readouterr().out)
 
-    monkeypatch.setattr(dry_run, "stage_footprint", counted_once)
+    for name, counted in COUNTED.items():
+        monkeypatch.setattr(dry_run, name, counted)
     return call
 
 
@@ -142,6 +150,7 @@ def test_share_and_speed(planned: Callable[..., Any]) -> None:
 
 def test_too_large_for_the_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dry_run, "stage_footprint", lambda *_, **__: flat(40 * GIB, GIB))
+    monkeypatch.setattr(dry_run, "network_cost", COUNTED["network_cost"])
     assert main(["plan", "--gpu", "v100-32", *IMAGENET]) == 2
     error = capsys.readouterr().err
     assert "dm of teacher on v100-32" in error

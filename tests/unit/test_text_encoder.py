@@ -156,6 +156,11 @@ def cut_weights(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-8])
 
 
+def index_nothing(folder: Path) -> None:
+    (folder / "text_encoder/model.safetensors").unlink()
+    (folder / "text_encoder/model.safetensors.index.json").write_text('{"weight_map": {}}')
+
+
 def spoil_merges(folder: Path) -> None:
     with open(folder / "tokenizer/merges.txt", "a") as f:
         f.write("not in the vocabulary")
@@ -181,6 +186,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], type[MsdError]]] = {
     "no vocabulary": (remove("tokenizer/merges.txt"), MissingFileError),
     "no weights": (remove("text_encoder/model.safetensors"), MissingFileError),
     "a pickle": (pickle_instead, UnsafeFileError),
+    "an index of nothing": (index_nothing, DamagedFileError),
     "cut weights": (cut_weights, DamagedFileError),
     "a missing tensor": (lose_a_tensor, DamagedFileError),
     "other sizes": (set_config(hidden_size=32), DamagedFileError),

@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 from msd import store
 from msd.config import Schedule, TextNetwork
 from msd.errors import ConfigError
-from msd.networks.diffusers_files import WEIGHTS, weights_files
+from msd.networks.diffusers_files import WEIGHTS
 from msd.networks.latent import LatentDenoiser
 from msd.text.encoder_files import CLIP, parts_of
+from msd.weights import weights_files
 
 COPIED = ("vae", "text_encoder", "tokenizer")
 ENDINGS = (".json", ".txt", ".safetensors")  # of what is copied; pickles stay behind
@@ -94,7 +95,7 @@ def _check(student: LatentDenoiser, components: Path) -> None:
             why=f"it is a {parts.kind}; StableDiffusionPipeline loads CLIP text models only",
             todo="Draw with `msd sample --bundle FOLDER --prompt TEXT`.",
         )
-    weights_files(components / "vae")
+    weights_files(components / "vae", WEIGHTS)
     vae, encoder = (store.read_json(folder / "config.json") for folder in (components / "vae", parts.model))
     expected = {"latent channels": student.image_shape[0], "states": student.text_shape}
     found = {

@@ -1,19 +1,21 @@
 """A prepared data set on disk: memory-mapped arrays of a training half and an evaluation half.
 
-Training code is only ever handed the training half.
+Training code is only ever handed the training half. torch is imported where a tensor is made: the report shows images
+without it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from msd.store import Manifest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TrainingImages(Protocol):
@@ -59,16 +61,26 @@ class LabelledImages:
 
     def some_conditions(self, count: int) -> Tensor:
         """Conditions to draw pictures of: the classes in turn, (count,) int64."""
+        import torch
+
         return torch.arange(count) % self.num_classes
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images in [-1, 1] float32 (B, C, H, W) and labels (B,) int64 at ``indices`` (B,)."""
+        import torch
+
         i = indices.numpy()
         return to_float(torch.from_numpy(self.images[i])), torch.from_numpy(self.labels[i])
 
+    def positions_of(self, classes: list[int]) -> NDArray[np.int64]:
+        """Where all images of the given classes are, ascending, (M,)."""
+        return np.flatnonzero(np.isin(self.labels, classes))
+
     def indices_of(self, classes: list[int]) -> Tensor:
-        """Positions of all images of the given classes, ascending, (M,) int64."""
-        return torch.from_numpy(np.flatnonzero(np.isin(self.labels, classes)))
+        """``positions_of`` as a tensor, (M,) int64."""
+        import torch
+
+        return torch.from_numpy(self.positions_of(classes))
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -78,7 +90,7 @@ def to_float(images: Tensor) -> Tensor:
 
 def to_uint8(images: Tensor) -> Tensor:
     """float −1…1 → uint8 by clamp((x + 1)·127.5, 0, 255), truncated (DMD2's quantisation)."""
-    return ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+    return ((images + 1) * 127.5).clamp(0, 255).byte()
 
 
 def open_half(manifest: Manifest, half: str) -> LabelledImages:

@@ -1,6 +1,7 @@
 """Networks whose features distances are measured in: our classifiers, Inception-v3 as FID means it, TorchScript files.
 
 Every extractor takes uint8 images and brings them to the size its network wants. Computes no metric.
+torch-fidelity is imported where it is used: it takes about as long as torch.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ import torch
 from cleanfid.resize import make_resizer
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from msd.errors import DamagedFileError, DataError
 from msd.evaluate.classifier import load_classifier
@@ -81,6 +80,8 @@ def _of_channels(images: Tensor, description: Mapping[str, Any]) -> Tensor:
 
 def _normalised(size: int, resize: str, mean: float | Tensor, std: float | Tensor) -> Prepare:
     """Colour, the network's size, and its range; resized images are not rounded to whole numbers."""
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
     bicubic = make_resizer("PIL", False, "bicubic", (size, size))
 
     def prepare(images: Tensor) -> Tensor:
@@ -103,6 +104,8 @@ def _inception(path: Path) -> nn.Module:
         if layers is None:
             raise _not_this(path, "it has no module `layers`, as the published TorchScript files of Inception-v3 do")
         return nn.Sequential(layers, nn.Flatten())
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     state = _tensors(path)
     width = FeatureExtractorInceptionV3.INPUT_IMAGE_SIZE
     assert width == INCEPTION_SIZE

@@ -8,8 +8,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
 
 from msd.config import Protocol
 from msd.errors import ConfigError
@@ -52,6 +50,9 @@ def score(
     result = {name: frechet_distance(statistics_of(features), statistics)}
     if reference is None:
         return result
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric  # as long as torch
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
     apart = "" if name == protocol.name else f"_{name}"
     mine = torch.from_numpy(features[spread(len(features), protocol.neighbour_images)])
     theirs = torch.from_numpy(reference)

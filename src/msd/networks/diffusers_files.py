@@ -22,10 +22,10 @@ from msd.networks.files import first_few, latent_of
 from msd.networks.published import published_text_network
 from msd.registry import KNOWN
 from msd.text.encoder import TextEncoder, open_encoder
+from msd.weights import weights_files
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
-PICKLES = ("diffusion_pytorch_model.bin", "diffusion_pytorch_model.bin.index.json")
 SCHEDULE: dict[str, Any] = {"beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 ABSENT: dict[str, Any] = {  # what a scheduler's file may leave out, and then means
     "prediction_type": "epsilon",
@@ -51,7 +51,7 @@ def adopt_pipeline(folder: Path, out: Path) -> dict[str, Any]:
             does not belong to the text encoder.
         DamagedFileError: a file cannot be read, or the weights are not those of the configuration.
     """
-    place, files = folder / "unet", weights_files(folder / "unet")
+    place, files = folder / "unet", weights_files(folder / "unet", WEIGHTS)
     config = _dictionary(place / "config.json")
     schedule = _schedule(folder / "scheduler" / "scheduler_config.json")
     encoder = open_encoder(folder, "cpu")
@@ -94,33 +94,6 @@ def adopt_single_file(
     converted = _renamed(tensors, network.unet["layers_per_block"], path)
     net = latent_of(_of_seam(converted, encoder), network, image_shape, path)
     return convert(path, out, net, {"text_encoder_sha256": encoder.sha256, "averaged": averaged})
-
-
-def weights_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of a diffusers model's folder: one, or the shards that an index names.
-
-    Raises:
-        MissingFileError: there are none, or a shard is missing.
-        UnsafeFileError: there are pickles only.
-        DamagedFileError: the index names no file.
-    """
-    if (folder / WEIGHTS).is_file():
-        return (folder / WEIGHTS,)
-    if (folder / INDEX).is_file():
-        names = _dictionary(folder / INDEX).get("weight_map")
-        if not isinstance(names, dict) or not names:
-            raise DamagedFileError("An index of weights names no file.", where=str(folder / INDEX))
-        shards = tuple(folder / Path(name).name for name in sorted(set(names.values())))
-        if missing := [str(path) for path in shards if not path.is_file()]:
-            raise MissingFileError("A part of a network's weights is missing.", where=missing[0])
-        return shards
-    if any((folder / name).exists() for name in PICKLES):
-        raise UnsafeFileError(
-            "The weights of a diffusers model are a pickle; it was not read.",
-            where=str(folder),
-            todo=f"Take the release with {WEIGHTS}.",
-        )
-    raise MissingFileError("A diffusers model has no weights.", where=str(folder / WEIGHTS))
 
 
 def _dictionary(path: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def _draw(report: Report, folder: Path) -> list[Figure | None]:
         quality_compute(report, folder / "quality-compute.png"),
         asked_class(report, folder / "asked-class.png"),
         *curves.draw(report, folder),
-        *(pictures.gallery(row, folder / f"gallery-{row.name}.png") for row in report.rows),
+        *(pictures.gallery(row, folder / f"gallery-{row.name}.png", report.condition) for row in report.rows),
     ]
 
 

@@ -109,7 +109,7 @@ def _card(row: Row, names: list[str], data: LabelledImages, others: Any) -> Part
             student=k + 1,
             colour=PARTS[k % len(PARTS)],
             classes=len(part),
-            images=len(data.indices_of(part)),
+            images=len(data.positions_of(part)),
             shown={
                 c: _examples(data, c, EXAMPLES) for i in shown_classes(len(part), CLASSES_OF_A_PART) for c in [part[i]]
             },
@@ -149,7 +149,7 @@ def _symmetric(others: Sequence[Sequence[tuple[int, float]]]) -> Mapping[tuple[i
 
 def _examples(data: LabelledImages, c: int, count: int) -> bytes:
     """The first images of a class side by side, as PNG; nothing where there are none."""
-    chosen: NDArray[np.uint8] = data.images[data.indices_of([c])[:count].numpy()]
+    chosen: NDArray[np.uint8] = data.images[data.positions_of([c])[:count]]
     tiles = [tile_of(image, TILE) for image in chosen]
     side = max((t.width for t in tiles), default=1)
     sheet = Image.new("RGB", (count * side, side), "white")

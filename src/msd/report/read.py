@@ -106,6 +106,11 @@ class Report:
     sha256: dict[str, str]
     toy: Manifest | None
 
+    @property
+    def condition(self) -> str:
+        """What the table's images were asked for by."""
+        return "prompt" if any(row.described for row in self.rows) else "class"
+
 
 def read(plan: Plan) -> Report:
     """Read and check all manifests of a plan.

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 
 from msd import store
-from msd.errors import ConfigError, DamagedFileError, MissingFileError, UnsafeFileError
+from msd.errors import ConfigError, DamagedFileError, MissingFileError
+from msd.weights import weights_files
 
 CLIP, BERT = "clip_text_model", "bert"
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 VOCABULARIES = {CLIP: ("vocab.json", "merges.txt"), BERT: ("vocab.txt",)}
 TOKENIZER = "tokenizer.json"  # holds the vocabulary too
 TOKENIZER_SETTINGS = "tokenizer_config.json"
@@ -68,22 +67,7 @@ def parts_of(folder: Path) -> Parts:
     names = VOCABULARIES[kind]
     if not (tokenizer / TOKENIZER).exists() and (missing := [n for n in names if not (tokenizer / n).exists()]):
         raise MissingFileError("A tokenizer has no vocabulary.", where=str(tokenizer / missing[0]))
-    return Parts(folder, kind, model, tokenizer, _weights(model))
-
-
-def _weights(model: Path) -> tuple[Path, ...]:
-    if (model / WEIGHTS).exists():
-        return (model / WEIGHTS,)
-    if (model / INDEX).exists():
-        names = store.read_json(model / INDEX).get("weight_map", {}).values()
-        return tuple(model / name for name in sorted(set(names)))
-    if any((model / name).exists() for name in PICKLES):
-        raise UnsafeFileError(
-            "The weights of a text encoder are a pickle; it was not read.",
-            where=str(model),
-            todo=f"Take the release with {WEIGHTS}.",
-        )
-    raise MissingFileError("A text encoder has no weights.", where=str(model / WEIGHTS))
+    return Parts(folder, kind, model, tokenizer, weights_files(model, WEIGHTS))
 
 
 def digest_of(parts: Parts) -> str:
@@ -107,7 +91,7 @@ def copy_encoder(source: Path, folder: Path, length: int | None = None) -> None:
         raise ConfigError(
             "The length of a CLIP text model cannot be chosen.", where=str(source), todo="Give no length."
         )
-    for path in (parts.model / "config.json", parts.model / INDEX, *parts.weights):
+    for path in (parts.model / "config.json", *parts.model.glob("*.index.json"), *parts.weights):
         _copy(path, folder / "text_encoder")
     for name in (*TOKENIZER_FILES, *VOCABULARIES[parts.kind]):
         _copy(parts.tokenizer / name, folder / "tokenizer")

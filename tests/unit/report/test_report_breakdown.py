@@ -20,14 +20,6 @@ from msd.store import Manifest
 STUDENTS = [name for name in VARIANTS if name != "teacher"]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """Results with their report, to read only."""
-    plan = make_results(tmp_path_factory.mktemp("results"))
-    build_report(plan)
-    return plan
-
-
 def results(plan: Plan, variant: str) -> dict:
     node = plan.variants[variant].breakdown
     assert node is not None
