@@ -83,10 +83,8 @@ def gallery(row: Row, path: Path, noun: str = "class") -> Figure:
 
 
 def _cut(classes: Sequence[int], number: int, noun: str) -> str:
-    nouns = {"class": "classes"}.get(noun, f"{noun}s")
-    return (
-        f" Shown: {len(classes)} rows of {number}, one for each {noun}, evenly spread." if len(classes) < number else ""
-    )
+    several = {"class": "classes", "prompt": "prompts"}[noun]
+    return f" Shown: {len(classes)} of {number} {several}, evenly spread." if len(classes) < number else ""
 
 
 def _band(
