@@ -204,7 +204,10 @@ def _known(name: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _pipeline(repo: str, revision: str) -> Path:
-    """The folder of a diffusers pipeline of one commit on the hub; the mirror's ``<repo>/`` comes first."""
+    """The folder of a diffusers pipeline of one commit on the hub, which vouches for the files.
+
+    The mirror's ``<repo>/`` comes first; for that, whoever filled it vouches.
+    """
     if (index := mirrored(f"{repo}/{PIPELINE}")) is not None:
         return index.parent
     from huggingface_hub import snapshot_download

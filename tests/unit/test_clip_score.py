@@ -27,8 +27,9 @@ from msd.errors import (
     MsdError,
     UnsafeFileError,
 )
-from msd.evaluate.clip_score import open_clip_model, read_captions
+from msd.evaluate.clip_score import open_clip_model
 from msd.store import sha256_file
+from msd.text.measured import read_captions
 
 CPU = torch.device("cpu")
 COUNT = 12

@@ -206,7 +206,7 @@ def test_the_miniature_draws_teacher_and_students_with_one_guidance() -> None:
     experiment = load(PARAMS, [ROOT / "experiments/tiny-t2i.yaml"])
     sampler = experiment.evaluation.protocol.sampler
     assert sampler.guidance == experiment.recipe.dm.teacher_guidance == experiment.recipe.adm.teacher_guidance
-    assert sampler.nfe == 2 * (2 * 18 - 1)
+    assert sampler.nfe == 2 * (2 * 9 - 1)
 
 
 def test_a_protocol_alone_can_be_wrong() -> None:

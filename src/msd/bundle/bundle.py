@@ -110,14 +110,6 @@ class Bundle:
         """What the networks make → images."""
         return drawn
 
-    def prompts_of(self, cond: Tensor) -> list[str]:
-        """The prompts of conditions by number (B,).
-
-        Raises:
-            ConfigError: they are classes.
-        """
-        raise ConfigError("Classes are no prompts.", where=str(self.manifest.path), todo="Set protocol.clip to null.")
-
     @property
     def has_tiny_decoder(self) -> bool:
         """Whether it carries a second, faster decoder."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from msd.config import TeacherSampler
+from msd.latent import factor_of
 from msd.plan import Node, VariantPlan
 from msd.store import Manifest, link, read_json, write_json, write_with
 from msd.text.measured import measured_prompts
@@ -72,6 +73,7 @@ def write_bundle(variant: VariantPlan, out: Path) -> Manifest:
             results.pop("parts", None)  # of the prompts of the training; those of the measurement are routed
         elif variant.partition is None:
             results["parts"] = [list(range(len(prompts)))]
+    results["image_shape"] = _image_shape(files)
     return Manifest.write(
         out / "manifest.json",
         kind="bundle",
@@ -80,6 +82,17 @@ def write_bundle(variant: VariantPlan, out: Path) -> Manifest:
         files=files,
         results=results,
     )
+
+
+def _image_shape(files: dict[str, Path]) -> list[int]:
+    """(C, H, W) of what the bundle draws, decoded."""
+    network = files.get("teacher") or files["student-0"]
+    channels, height, width = read_header(network, NETWORK_FORMAT).description["image_shape"]
+    if (path := files.get("components/vae/config.json")) is not None:
+        config = read_json(path)
+        channels, factor = config["out_channels"], factor_of(config)
+        height, width = height * factor, width * factor
+    return [channels, height, width]
 
 
 def _network(student: Manifest, ema: float | None) -> Path:

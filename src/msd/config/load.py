@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from msd.config.base import merge
-from msd.config.experiment import Experiment, cross_check
+from msd.config.check import cross_check
+from msd.config.experiment import Experiment
 from msd.config.problems import describe
 from msd.errors import ConfigError, MissingFileError
 

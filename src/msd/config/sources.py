@@ -62,6 +62,8 @@ class Data(Section):
             raise ValueError(f"source {self.source} {'needs a' if self.path is None else 'has no'} path")
         if self.path is None and self.evaluation_path is not None:
             raise ValueError(f"source {self.source} has no path, so no evaluation_path")
+        if self.source == "dmd2-latents" and (self.resolution or self.evaluation_path):
+            raise ValueError("latents are taken as they are: neither resolution nor evaluation_path")
         if self.evaluation_path is None and self.evaluation_sha256 is not None:
             raise ValueError("evaluation_sha256 is for an evaluation_path")
         return self

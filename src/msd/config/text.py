@@ -13,7 +13,7 @@ from msd.config.training import Optimizer, Training
 class ClassCaptions(Section):
     """Captions of labelled images: each image has one of the templates, filled with the name of its class."""
 
-    source: Literal["classes"] = "classes"
+    source: Literal["classes"] = Field("classes", exclude=True)  # no part of a digest
     names: list[str] | None = Field(None, description="of the classes, in their order; null: those of the data")
     templates: list[str] = Field(min_length=1, description="`{}` stands for the name")
 

@@ -52,7 +52,7 @@ def captioned(path: Path) -> ImageSource:
 
 
 def _lines(path: Path) -> list[tuple[Path, str]]:
-    rows = []
+    said: dict[str, str] = {}
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -72,8 +72,8 @@ def _lines(path: Path) -> list[tuple[Path, str]]:
         column = next((name for name in COLUMNS if isinstance(record, dict) and name in record), None)
         if column is None or not (isinstance(record.get("file_name"), str) and isinstance(record[column], str)):
             raise DataError("A line names no picture with a caption.", where=where, todo="Give file_name and text.")
-        rows.append((path.parent / record["file_name"], record[column]))
-    return rows
+        said.setdefault(record["file_name"], record[column])
+    return [(path.parent / name, caption) for name, caption in said.items()]
 
 
 def _coco(path: Path) -> list[tuple[Path, str]]:

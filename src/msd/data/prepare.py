@@ -12,7 +12,7 @@ from msd.data.images import ImageSource, Shaping, settle_classes
 from msd.data.lmdb_rows import database_of, open_rows
 from msd.data.sources import SOURCES, open_source
 from msd.data.stream import Progress, Written, write_images
-from msd.errors import DataError
+from msd.errors import DamagedFileError, DataError
 from msd.store import Manifest, canonical_json, digest, sha256_file, verify_sha256, write_text
 
 HALVES = ("train", "evaluation")
@@ -87,6 +87,11 @@ def _split(
     return _write(source, settings, folder, parts, settings.sha256, progress), counts
 
 
+def shaping_of(source: ImageSource, settings: Data) -> Shaping:
+    """How images are changed on their way; those with captions become colour, as Stable Diffusion wants them."""
+    return Shaping(rgb=bool(source.captions), resolution=settings.resolution)
+
+
 def _write(
     source: ImageSource,
     settings: Data,
@@ -96,16 +101,24 @@ def _write(
     progress: Progress | None,
 ) -> Written:
     """The images of some parts, in colour where they have captions, and those captions as JSON lines."""
-    shaping = Shaping(rgb=bool(source.captions), resolution=settings.resolution)
-    written = write_images(source, folder, parts, expected, shaping, progress)
+    shaping = shaping_of(source, settings)
     if not source.captions:
-        return written
+        return write_images(source, folder, parts, expected, shaping, progress)
+    written = write_images(source, folder, parts, None, shaping, progress)
+    sha256 = digest([written.sha256, source.captions])
+    if expected not in (None, sha256):
+        raise DamagedFileError(
+            "The images or captions are not the ones that were meant.",
+            where=source.where,
+            why=f"the sha256 of their content is {sha256}, expected {expected}",
+            todo="Fetch the data again, or correct `sha256`.",
+        )
     files = dict(written.files)
     for part, mask in parts.items():
         files[f"{part}captions"] = folder / f"{part}captions.jsonl"
         said = (source.captions[i] for i in np.flatnonzero(mask))
         write_text(files[f"{part}captions"], "".join(canonical_json({"caption": text}) + "\n" for text in said))
-    return Written(files, digest([written.sha256, source.captions]), written.image_shape)
+    return Written(files, sha256, written.image_shape)
 
 
 def _take_given(

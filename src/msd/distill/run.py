@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from msd.config import ANY_NETWORK, Adm, Compute, Dm, Training, Tsm
-from msd.data.archive import Conditions, LabelledImages
+from msd.data.archive import Conditions
 from msd.distill.adm import AdmStep
 from msd.distill.dm import DmStep, Pairs
 from msd.distill.dry_run import stage_footprint
@@ -93,7 +92,7 @@ def run_tsm(node: Node, compute: Compute, progress: Progress) -> Manifest:
     settings = Tsm.model_validate(node.settings["recipe"])
     inputs = _Inputs(node, compute, settings)
     teacher, data = inputs.network("teacher", "weights"), inputs.data
-    _check_belong(teacher, data, inputs.manifests["teacher"].path)
+    _check_belong(teacher, inputs.manifests)
     inputs.opened.check_teacher(teacher, inputs.manifests["teacher"])
     network = ANY_NETWORK.validate_python(node.settings["network"])
     student = network_for(network, data, stream_seed(node.settings["seed"], "initial-weights", 0))
@@ -157,20 +156,22 @@ def run_adm(node: Node, compute: Compute, progress: Progress) -> Manifest:
     return run_job(_student_job(inputs, settings, make_step, {"data": data.sha256}), compute, progress)
 
 
-def _check_belong(teacher: Backbone, data: Data, where: Path) -> None:
-    of_data = data.num_classes if isinstance(data, LabelledImages) else 1
-    if data.image_shape != teacher.image_shape or of_data != teacher.num_classes:
+def _check_belong(teacher: Backbone, manifests: Mapping[str, Manifest]) -> None:
+    """Whether images, or latents, and classes are those of the teacher; prompts are checked with their encoder."""
+    data = manifests["data"].results
+    shape, classes = tuple(data["image_shape"]), 1 if "embeddings" in manifests else data["num_classes"]
+    if shape != teacher.image_shape or classes != teacher.num_classes:
         raise ConfigError(
             "The teacher and the data do not belong together.",
-            where=str(where),
-            why=f"teacher: {teacher.image_shape}, {teacher.num_classes} classes; "
-            f"data: {data.image_shape}, {of_data} classes (1: none)",
+            where=str(manifests["teacher"].path),
+            why=f"teacher: {teacher.image_shape}, {teacher.num_classes} classes; data: {shape}, {classes} (1: none)",
         )
 
 
 def _networks(inputs: _Inputs) -> tuple[Backbone, Backbone, Backbone, Conditions]:
     """Student, teacher and fake score to start from, and the part's conditions."""
     teacher = inputs.network("teacher", "weights")
+    _check_belong(teacher, inputs.manifests)
     inputs.opened.check_teacher(teacher, inputs.manifests["teacher"])
     if "embeddings" not in inputs.manifests:  # prompts can always be split
         check_split(teacher.num_conditions, len(inputs.parts()), str(inputs.manifests["teacher"].path))
@@ -202,7 +203,7 @@ def _student_job(
         make_step=make_step,
         save=save_network,
         further=lambda step: {"student_raw": step.student, "fake_score": step.fake_score},
-        results={"part": part, "parameters": source.results["parameters"]},
+        results={**({} if prompts else {"part": part}), "parameters": source.results["parameters"]},
         micro_batch=inputs.micro_batch,
     )
 

@@ -15,7 +15,7 @@ from msd.data.images import ImageSource
 from msd.errors import ConfigError, MissingFileError
 from msd.evaluate.clip_score import open_clip_model
 from msd.evaluate.metrics import Features
-from msd.evaluate.protocol import Network, RealImages, Ruler, protocol_digest, summary
+from msd.evaluate.protocol import Network, RealImages, Reference, Ruler, protocol_digest, summary
 from msd.evaluate.reference import features_of, open_images, reference_in_files, reference_of
 from msd.evaluate.statistics import Statistics
 from msd.plan import Node, Plan
@@ -42,8 +42,6 @@ def evaluate_images(
         MissingFileError: a network or the experiment's data are not there yet.
     """
     protocol = plan.experiment.evaluation.protocol
-    if reference is None and protocol.reference.images is not None:
-        reference = Path(protocol.reference.images)
     ruler = Ruler(protocol, networks_of(plan), device, plan.root / "state" / "reference")
     source = open_images(path)
     blocks, rest = divmod(len(source), protocol.images)
@@ -55,19 +53,17 @@ def evaluate_images(
             todo=f"Make as many, or measure by another recipe: --config evaluation.protocol.images={len(source)}.",
         )
     features, sha256, clip = _seen(source, ruler, device, progress)
-    real, count = _reference(ruler, plan, reference)
-    found = []
+    compared = _reference(ruler, plan, reference)
+    found, half = [], f"{protocol.reference.half} half of {plan.experiment.data.source}"
     for block in range(blocks):
         rows = slice(block * protocol.images, (block + 1) * protocol.images)
-        found.append(ruler.scores({name: f[rows] for name, f in features.items()}, real))
+        found.append(ruler.scores({name: f[rows] for name, f in features.items()}, compared.real))
     return {
         "protocol_digest": protocol_digest(protocol),
         "protocol": protocol.model_dump(mode="json"),
         "images": {"path": str(path), "count": len(source), "pixels_sha256": sha256},
-        "reference": str(reference)
-        if reference
-        else f"{protocol.reference.half} half of {plan.experiment.data.source}",
-        "metric": ruler.record(None, count) | {"blocks": blocks},
+        "reference": str(reference or protocol.reference.images or half),
+        "metric": ruler.record(compared) | {"blocks": blocks},
         "metrics": summary(found, protocol.name) | ({} if clip is None else {"clip_score": clip}),
         "blocks": found,
     }
@@ -122,22 +118,22 @@ def _seen(
     return features, sha256.hexdigest(), total / count if clip else None
 
 
-def _reference(ruler: Ruler, plan: Plan, reference: Path | None) -> tuple[dict[str, RealImages], int]:
-    """What to compare with, and how many images it is; 0 if it does not say."""
-    protocol = ruler.protocol
-    if reference is None:
-        if not plan.data.manifest.exists():
-            raise MissingFileError(
-                "The experiment's data, which images are compared with, are not prepared.",
-                where=str(plan.data.manifest),
-                todo="Run `msd data`, or give --reference.",
-            )
-        return reference_of(ruler, Manifest.read(plan.data.manifest))
-    if _holds_statistics(reference):
-        if protocol.second is not None:
-            raise ConfigError("Statistics are of one feature space.", where=str(reference), todo="Set `second: null`.")
-        return {protocol.name: RealImages(None, Statistics.load(reference))}, 0
-    return reference_in_files(ruler, reference)
+def _reference(ruler: Ruler, plan: Plan, given: Path | None) -> Reference:
+    """What to compare with: the images or statistics that are given, or the protocol's own reference."""
+    own, data = ruler.protocol.reference.images, plan.data.manifest
+    if given is not None and _holds_statistics(given):
+        if ruler.protocol.second is not None:
+            raise ConfigError("Statistics are of one feature space.", where=str(given), todo="Set `second: null`.")
+        return Reference({ruler.protocol.name: RealImages(None, Statistics.load(given))}, 0)
+    if given is not None or own is not None:
+        return reference_in_files(ruler, given or Path(str(own)))
+    if not data.exists():
+        raise MissingFileError(
+            "The experiment's data, which images are compared with, are not prepared.",
+            where=str(data),
+            todo="Run `msd data`, or give --reference.",
+        )
+    return reference_of(ruler, Manifest.read(data))
 
 
 def _holds_statistics(path: Path) -> bool:

@@ -87,7 +87,7 @@ def _one_at_a_time(
     for i in range(repeats + WARM_UP):
         for name, bundle in bundles.items():
             noise, cond = _batch(bundle, i, 1, device)
-            bundle.conditions(cond)  # a prompt is encoded before the clock starts
+            bundle.conditions(cond).cpu()  # a prompt is encoded before the clock starts; .cpu() waits for it
             began = time.perf_counter()
             how(bundle)(noise, cond).cpu()  # .cpu() waits for the device
             if i >= WARM_UP:
@@ -98,7 +98,7 @@ def _one_at_a_time(
 def _many_at_once(
     bundles: Mapping[str, Bundle], batch: int, device: torch.device, meter: EnergyMeter | None
 ) -> dict[str, dict[str, float | None]]:
-    """Images per second and joules per image; a batch holds the classes in turn, so every student has its share."""
+    """Images per second and joules per image; a batch holds the conditions in turn."""
     images, seconds, joules = (dict.fromkeys(bundles, 0.0) for _ in range(3))
     for i in range(ROUNDS):
         for name, bundle in bundles.items():

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from msd.config import Protocol, StatisticsSource
+from msd.data.images import Shaping, image_of
 from msd.download import fetch
 from msd.errors import DamagedFileError
 from msd.evaluate.features import Extractor, open_extractor
@@ -47,6 +48,20 @@ class RealImages:
 
     features: Features | None
     statistics: Statistics
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a protocol compares with, in every space.
+
+    Attributes:
+        images: how many; 0 if it does not say.
+        sha256: of the files, where these are not the experiment's data.
+    """
+
+    real: Mapping[str, RealImages]
+    images: int
+    sha256: str | None = None
 
 
 class Ruler:
@@ -91,9 +106,11 @@ class Ruler:
         }
 
     def _real(self, name: str, images: NDArray[np.uint8], sha256: str) -> RealImages:
-        extractor, chosen = self.extractors[name], spread(len(images), self.protocol.neighbour_images)
+        chosen, resolution = spread(len(images), self.protocol.neighbour_images), self.protocol.resolution
         key = self.key(name, sha256)
-        features = self.kept(key | {"chosen": len(chosen)}, lambda: extractor.all_of(batches(images[chosen])))
+        if resolution not in (None, images.shape[-1]):
+            key["resolution"] = resolution
+        features = self.kept(key | {"chosen": len(chosen)}, lambda: self.features(name, images[chosen]))
         if name == self.protocol.name and self.published is not None:
             return RealImages(features, self.published)
         if len(chosen) == len(images):
@@ -102,13 +119,17 @@ class Ruler:
         def all_moments() -> Moments:
             moments = Moments(features.shape[1])
             for batch in batches(images):
-                moments.update(extractor.all_of([batch]))
+                moments.update(self.features(name, batch))
             return moments
 
         if self.cache is None:
             moments = all_moments()
             return RealImages(features, Statistics(moments.mu, moments.sigma))
         return RealImages(features, cached_statistics(self.cache, key, all_moments))
+
+    def features(self, name: str, images: NDArray[np.uint8]) -> Features:
+        """Features (N, D) of images (N, C, H, W), brought to the protocol's resolution, in a space."""
+        return self.extractors[name].all_of(at_resolution(b, self.protocol.resolution) for b in batches(images))
 
     def kept(self, key: dict[str, str | int], make: Callable[[], Features]) -> Features:
         """Features by what they depend on: from the cache, or made and put there.
@@ -136,19 +157,24 @@ class Ruler:
             found |= score(features[name], real[name].features, real[name].statistics, self.protocol, name)
         return found
 
-    def record(self, judge: str | None, reference_images: int) -> dict[str, str | int | None]:
-        """What manifests and tables say of a measurement: numbers compare only where all of it is equal."""
+    def record(self, reference: Reference, **digests: str | None) -> dict[str, str | int | None]:
+        """What manifests and tables say of a measurement: numbers compare only where all of it is equal.
+
+        Args:
+            digests: of a judge and of prompts (``judge_sha256``, ``prompts_sha256``), where there are some.
+        """
         (name, *further), clip = self.networks, self.protocol.clip
         return {
             "name": name,
             "protocol": protocol_digest(self.protocol),
             "features_sha256": self.networks[name].sha256,
             **({"second_features_sha256": self.networks[further[0]].sha256} if further else {}),
-            **({"judge_sha256": judge} if judge else {}),
+            **{key: digest for key, digest in digests.items() if digest},
             **({"clip": f"{clip.model}, {clip.pretrained}"} if clip else {}),
             "images": self.protocol.images,
             "blocks": self.protocol.blocks,
-            "reference_images": reference_images,
+            "reference_images": reference.images,
+            **({"reference_sha256": reference.sha256} if reference.sha256 else {}),
         }
 
 
@@ -163,6 +189,15 @@ def summary(blocks: list[dict[str, float]], name: str) -> dict[str, float]:
     if len(blocks) == 1:
         return means
     return means | {f"{name}_minimum": min(block[name] for block in blocks)}
+
+
+def at_resolution(images: NDArray[np.uint8], resolution: int | None) -> NDArray[np.uint8]:
+    """Images (B, C, H, W) at a protocol's resolution, as images in files are brought there: by Lanczos."""
+    if resolution in (None, images.shape[-1]):
+        return images
+    shaping = Shaping(resolution=resolution)
+    arrays = [np.atleast_3d(np.asarray(shaping(image_of(image)))) for image in images]
+    return np.ascontiguousarray(np.stack(arrays).transpose(0, 3, 1, 2))
 
 
 def batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,11 +14,9 @@ from msd.data.archive import open_half
 from msd.data.images import ImageSource, Shaping, arrays
 from msd.data.sources import SOURCES, recognise
 from msd.evaluate.metrics import Features, spread, statistics_of
-from msd.evaluate.protocol import BATCH, RealImages, Ruler
+from msd.evaluate.protocol import BATCH, RealImages, Reference, Ruler
 from msd.store import Manifest, digest, sha256_file
 from msd.weights import FOREIGN
-
-Reference = tuple[dict[str, RealImages], int]  # of every space, and how many images it is
 
 
 def reference_of(ruler: Ruler, data: Manifest) -> Reference:
@@ -33,32 +32,33 @@ def reference_of(ruler: Ruler, data: Manifest) -> Reference:
     if reference.images is not None:
         return reference_in_files(ruler, Path(reference.images))
     images = open_half(data, reference.half).images
-    return ruler.of_half(images, data.sha256(f"{reference.half}-images")), len(images)
+    return Reference(ruler.of_half(images, data.sha256(f"{reference.half}-images")), len(images))
 
 
 def reference_in_files(ruler: Ruler, path: Path) -> Reference:
     """Images in files, all of them, as a reference."""
-    features = features_in_files(ruler, path)
-    return {name: _real(ruler, f, name) for name, f in features.items()}, len(next(iter(features.values())))
+    features, sha256 = features_in_files(ruler, path)
+    real = {name: _real(ruler, f, name) for name, f in features.items()}
+    return Reference(real, len(next(iter(features.values()))), sha256)
 
 
-def floor_in_files(ruler: Ruler, path: Path) -> tuple[dict[str, float], int]:
-    """Every second image of a reference against the others; and how many images it has in all."""
-    features = features_in_files(ruler, path)
+def floor_in_files(ruler: Ruler, path: Path) -> tuple[dict[str, float], Reference]:
+    """Every second image of a reference against the others; and the whole reference."""
+    features, sha256 = features_in_files(ruler, path)
     others = {name: RealImages(_neighbours(ruler, f[::2]), statistics_of(f[::2])) for name, f in features.items()}
-    scored = {name: f[1::2] for name, f in features.items()}
-    return ruler.scores(scored, others), len(next(iter(features.values())))
+    scores = ruler.scores({name: f[1::2] for name, f in features.items()}, others)
+    return scores, Reference(others, len(next(iter(features.values()))), sha256)
 
 
-def features_in_files(ruler: Ruler, path: Path) -> dict[str, Features]:
-    """Features (N, D) of all images in files, in every space, kept by what they depend on."""
+def features_in_files(ruler: Ruler, path: Path) -> tuple[dict[str, Features], str]:
+    """Features (N, D) of all images in files, in every space, kept by what they depend on; and the files' digest."""
     source, sha256, resolution = open_images(path), _content(path), ruler.protocol.resolution
 
     def in_space(name: str) -> Features:
         key = {**ruler.key(name, sha256), "resolution": resolution or 0}
         return ruler.kept(key, lambda: features_of(source, ruler, [name])[name])
 
-    return {name: in_space(name) for name in ruler.extractors}
+    return {name: in_space(name) for name in ruler.extractors}, sha256
 
 
 def features_of(
@@ -98,7 +98,8 @@ def _neighbours(ruler: Ruler, features: Features) -> Features:
 
 
 def _content(path: Path) -> str:
-    """sha256 of a file, or over all files of a folder and their names."""
+    """sha256 of a file, or over all files of a folder and their names; links are followed, as pictures are found."""
     if path.is_file():
         return sha256_file(path)
-    return digest({str(file.relative_to(path)): sha256_file(file) for file in path.rglob("*") if file.is_file()})
+    files = [Path(at, name) for at, _, here in os.walk(path, followlinks=True) for name in here]
+    return digest({str(file.relative_to(path)): sha256_file(file) for file in files})

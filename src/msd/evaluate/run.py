@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from msd import ranks
 from msd.bundle.bundle import Bundle
-from msd.bundle.text import open_bundle
+from msd.bundle.text import TextBundle, open_bundle
+from msd.bundle.write import PROMPTS
 from msd.config import Compute, Protocol
 from msd.data.archive import open_half
 from msd.data.grid import MAX_CLASSES
@@ -22,13 +25,14 @@ from msd.evaluate.clip_score import open_clip_model
 from msd.evaluate.confusion import likely_others
 from msd.evaluate.matrix import balanced
 from msd.evaluate.metrics import asked_class_share, classes_of_conditions
-from msd.evaluate.protocol import Network, RealImages, Ruler, batches, summary
+from msd.evaluate.protocol import Network, RealImages, Reference, Ruler, batches, summary
 from msd.evaluate.reference import floor_in_files, reference_of
 from msd.evaluate.sampling import Eyes, Seen, check_belongs, draw, look_at, shown_classes
 from msd.plan import Node
 from msd.store import Manifest, write_with
 from msd.training.engine import Progress, resolve_device
 
+Score = Callable[[NDArray[np.uint8], Tensor], float]
 COPIED = (
     "students",
     "parameters_per_student",
@@ -54,8 +58,7 @@ def evaluate(node: Node, gallery_columns: int, compute: Compute, progress: Progr
     protocol = Protocol.model_validate(settings["protocol"])
     _check(bundle, inputs["data"], protocol, gallery_columns, "judge" in inputs)
     ruler = ruler_of(node, inputs, protocol, device)
-    clip = open_clip_model(protocol.clip, device) if protocol.clip else None
-    eyes = Eyes(ruler.extractors, _judge(inputs, device), clip)
+    eyes = Eyes(ruler.extractors, _judge(inputs, device), _clip(bundle, protocol, device))
     began = time.monotonic()
     shown = bundle.num_classes * gallery_columns if eyes.judge else 0
     seen = [
@@ -97,13 +100,13 @@ def evaluate_floor(node: Node, compute: Compute) -> Manifest:
     protocol = Protocol.model_validate(node.settings["protocol"])
     ruler = ruler_of(node, inputs, protocol, device)
     if protocol.reference.images is not None:
-        scores, reference_images = floor_in_files(ruler, Path(protocol.reference.images))
-        count, of = reference_images // 2, "half of the reference"
+        scores, reference = floor_in_files(ruler, Path(protocol.reference.images))
+        count, of = reference.images // 2, "half of the reference"
     else:
-        real, reference_images = reference_of(ruler, inputs["data"])
-        scores, count = _floor_of_halves(ruler, inputs["data"], real)
+        reference = reference_of(ruler, inputs["data"])
+        scores, count = _floor_of_halves(ruler, inputs["data"], reference.real)
         of = "training images"
-    results: dict[str, Any] = {"metric": _record(ruler, inputs, reference_images) | {"images": count}, "of": of}
+    results: dict[str, Any] = {"metric": _record(ruler, inputs, reference) | {"images": count}, "of": of}
     if (judge := _judge(inputs, device)) is not None:
         judged = _judged(inputs["data"], judge)
         scores["asked_class_share"] = judged["share"]
@@ -112,12 +115,12 @@ def evaluate_floor(node: Node, compute: Compute) -> Manifest:
     return Manifest.write(node.manifest, kind="floor", settings=node.settings, inputs=node.input_paths, results=results)
 
 
-def _floor_of_halves(ruler: Ruler, data: Manifest, real: dict[str, RealImages]) -> tuple[dict[str, float], int]:
+def _floor_of_halves(ruler: Ruler, data: Manifest, real: Mapping[str, RealImages]) -> tuple[dict[str, float], int]:
     """The half that is not the reference, the same number of each class; and how many images that is."""
     other = open_half(data, "train" if ruler.protocol.reference.half == "evaluation" else "evaluation")
     count = min(ruler.protocol.images, len(other.images))
     chosen = balanced(other.labels, other.num_classes, count // other.num_classes)
-    features = {name: e.all_of(batches(other.images[chosen])) for name, e in ruler.extractors.items()}
+    features = {name: ruler.features(name, other.images[chosen]) for name in ruler.extractors}
     return ruler.scores(features, real), len(chosen)
 
 
@@ -144,16 +147,33 @@ def ruler_of(node: Node, inputs: dict[str, Manifest], protocol: Protocol, device
     return Ruler(protocol, networks, device, node.root / "state" / "reference")
 
 
-def _record(ruler: Ruler, inputs: dict[str, Manifest], reference_images: int) -> dict[str, Any]:
+def _clip(
+    bundle: Bundle, protocol: Protocol, device: torch.device
+) -> Callable[[NDArray[np.uint8], Tensor], float] | None:
+    """The CLIP scores of a bundle's images, if they are asked for.
+
+    Raises:
+        ConfigError: the bundle knows classes, no prompts.
+    """
+    if protocol.clip is None:
+        return None
+    if not isinstance(bundle, TextBundle):
+        raise ConfigError("Classes are no prompts.", where="evaluation.protocol.clip", todo="Set it to null.")
+    score, known = open_clip_model(protocol.clip, device), bundle
+    return lambda images, asked: score(images, known.prompts_of(asked))
+
+
+def _record(ruler: Ruler, inputs: dict[str, Manifest], reference: Reference) -> dict[str, Any]:
     judge = inputs["judge"].sha256("weights") if "judge" in inputs else None
-    return ruler.record(judge, reference_images)
+    asked = inputs["bundle"].sha256(PROMPTS) if judge is None and "bundle" in inputs else None
+    return ruler.record(reference, judge_sha256=judge, prompts_sha256=asked)
 
 
 def _results(blocks: list[Seen], ruler: Ruler, inputs: dict[str, Manifest]) -> dict[str, Any]:
     """Metrics: their means over the seed blocks, and each block's own."""
-    real, reference_images = reference_of(ruler, inputs["data"])
-    found = [ruler.scores(block.features, real) for block in blocks]
-    results: dict[str, Any] = {"metric": _record(ruler, inputs, reference_images)}
+    reference = reference_of(ruler, inputs["data"])
+    found = [ruler.scores(block.features, reference.real) for block in blocks]
+    results: dict[str, Any] = {"metric": _record(ruler, inputs, reference)}
     if ruler.protocol.clip:
         for block, scores in zip(blocks, found, strict=True):
             scores["clip_score"] = block.clip / len(block.asked)

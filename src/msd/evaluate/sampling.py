@@ -18,11 +18,11 @@ from msd import ranks
 from msd.bundle.bundle import Bundle
 from msd.config import Protocol
 from msd.data.archive import LabelledImages
-from msd.data.images import Shaping, image_of
 from msd.draws import Draws, noise_of_images
 from msd.errors import ConfigError
 from msd.evaluate.classifier import Classifier
 from msd.evaluate.features import Extractor
+from msd.evaluate.protocol import at_resolution
 from msd.training.engine import Progress
 
 
@@ -33,12 +33,13 @@ class Eyes:
     Attributes:
         extractors: by the names of their spaces.
         judge: None where conditions have no classes.
-        clip: images (B, C, H, W) uint8 and their prompts → the sum of their CLIP scores; None: not asked for.
+        clip: images (B, C, H, W) uint8 and what they were asked for (B,) → the sum of their CLIP scores; None: not
+            asked for.
     """
 
     extractors: Mapping[str, Extractor]
     judge: Classifier | None = None
-    clip: Callable[[NDArray[np.uint8], list[str]], float] | None = None
+    clip: Callable[[NDArray[np.uint8], Tensor], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,15 +97,6 @@ def quantised(images: Tensor, how: str) -> Tensor:
     return scaled.clamp(0, 255).to(torch.uint8)
 
 
-def brought_to(resolution: int | None, images: Tensor) -> Tensor:
-    """Images (B, C, H, W) uint8 at a protocol's resolution, as images in files are brought there: by Lanczos."""
-    if resolution in (None, images.shape[-1]):
-        return images
-    shaping = Shaping(resolution=resolution)
-    arrays = [np.atleast_3d(np.asarray(shaping(image_of(image)))) for image in images.cpu().numpy()]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().to(images.device)
-
-
 def draw(
     bundle: Bundle, protocol: Protocol, first: int, count: int, device: torch.device, student: int | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -152,9 +144,10 @@ def look_at(
         count = min(batch_size, protocol.images - start)
         images, asked = draw(bundle, protocol, origin + start, count, device)
         head = images[: max(wanted - start, 0)].cpu().numpy()
-        images = brought_to(protocol.resolution, images)
         shown = shown_classes(images, eyes.judge) if eyes.judge else np.zeros(0, np.int64)
-        clip = eyes.clip(images.cpu().numpy(), bundle.prompts_of(asked)) if eyes.clip else 0.0
+        if protocol.resolution not in (None, images.shape[-1]):
+            images = torch.from_numpy(at_resolution(images.cpu().numpy(), protocol.resolution)).to(device)
+        clip = eyes.clip(images.cpu().numpy(), asked) if eyes.clip else 0.0
         features = {name: extractor(images).numpy() for name, extractor in eyes.extractors.items()}
         parts.append(Seen(origin + start, asked.numpy(), shown, clip, features, head))
         progress(start + count, protocol.images, {})

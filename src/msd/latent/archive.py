@@ -27,6 +27,10 @@ BATCH = 64
 class LatentSource(Protocol):
     """Where latents come from: an autoencoder and images, or a file that holds them (``msd.latent.lmdb``)."""
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(c, h, w) of a latent."""
+
     def __len__(self) -> int: ...
 
     def latents(self, first: int, number: int) -> NDArray[np.float16]:
@@ -41,6 +45,10 @@ class EncodedImages:
 
     def __init__(self, images: LabelledImages, autoencoder: Autoencoder) -> None:
         self._images, self._autoencoder = images, autoencoder
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return self._autoencoder.latent_shape(self._images.image_shape)
 
     def __len__(self) -> int:
         return len(self._images)

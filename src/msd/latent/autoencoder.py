@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from msd.config.text import TinyAutoencoder
 from msd.errors import DamagedFileError, MissingFileError
+from msd.latent import factor_of
 
 FILES = ("config.json", "diffusion_pytorch_model.safetensors")  # of an autoencoder's folder
 
@@ -44,8 +45,12 @@ class Autoencoder:
     @property
     def factor(self) -> int:
         """How many pixels of a side one latent stands for."""
-        levels: int = len(self.config.block_out_channels)
-        return 2 ** (levels - 1)
+        return factor_of(self.config)
+
+    def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(c, h, w) of an image's (C, H, W) latents."""
+        _, height, width = image_shape
+        return self.config.latent_channels, height // self.factor, width // self.factor
 
 
 def build_autoencoder(settings: TinyAutoencoder, channels: int) -> AutoencoderKL:

@@ -193,7 +193,7 @@ def _rows(one: Claims, link: str) -> str:
             f"| {row.name} | {row.fact('students')} | {columns.millions(row.fact('parameters_per_student'))} "
             f"| {each} | {total} | {_spread(row.interval(row.metric))} "
             f"| {row.interval('precision').mean:.3f} | {row.interval('recall').mean:.3f} "
-            f"| {columns.percent(row.interval('asked_class_share').mean)} "
+            f"| {_asked(row)} "
             f"| {columns.milliseconds(row.latency_ms) if row.latency_ms else columns.NOTHING} | {seeds} |"
         )
     return "\n".join(lines) + "\n"
@@ -247,3 +247,9 @@ def _signed(interval: Interval) -> str:
         return f"{text}, one seed"
     low, high = (f"{end:+.1f}".replace("-", "−") for end in interval.ends)
     return f"{text} [{low}, {high}]"
+
+
+def _asked(row: Row) -> str:
+    """The share of images that show their class; nothing where conditions have none."""
+    known = all("asked_class_share" in m.results["metrics"] for m in row.manifests.values())
+    return columns.percent(row.interval("asked_class_share").mean) if known else columns.NOTHING

@@ -103,7 +103,7 @@ def notes(costs: Costs) -> list[str]:
     )
     return [
         f"Latency: one image at a time. Images per second: batches of {how['throughput_batch']} that ask for the "
-        f"classes in turn, so each student draws its share; {how['device']}{threads}, all variants measured in turn.",
+        f"conditions in turn, as students own them; {how['device']}{threads}, all variants measured in turn.",
         f"Memory: {memory}, for the same batch with all students of the variant loaded.",
         "FLOPs: counted operation by operation, a multiplication and an addition as two; of an image over all network "
         "evaluations, of the training over all updates of all students, their critics and teacher evaluations "

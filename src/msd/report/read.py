@@ -20,7 +20,18 @@ from msd.report.check import RERUN, check_inputs
 from msd.report.seeds import Replicate
 from msd.store import Manifest, digest, sha256_file
 
-SAME_METRIC = ("name", "protocol", "features_sha256", "judge_sha256", "clip", "images", "reference_images")
+SAME_METRIC = (
+    "name",
+    "protocol",
+    "features_sha256",
+    "judge_sha256",
+    "clip",
+    "images",
+    "reference_images",
+    "reference_sha256",
+    "prompts_sha256",
+)
+NOT_OF_FLOOR = {"images", "prompts_sha256"}
 EVALUATED = ("students", "parameters_per_student", "nfe", "images_per_student", "images_total", "training_seconds")
 
 
@@ -109,7 +120,7 @@ class Report:
     @property
     def condition(self) -> str:
         """What the table's images were asked for by."""
-        return "prompt" if any(row.described for row in self.rows) else "class"
+        return str(self.numbers["conditions"])
 
 
 def read(plan: Plan) -> Report:
@@ -138,6 +149,7 @@ def read(plan: Plan) -> Report:
     numbers = {
         "experiment": plan.experiment.experiment,
         "metric": metric,
+        "conditions": "prompt" if plan.text else "class",
         "rows": [row.numbers for row in rows],
         "floor": {
             "metrics": _need(floor, "metrics"),
@@ -229,7 +241,7 @@ def one_metric(evaluations: Mapping[str, Manifest], floor: Manifest | None = Non
     metrics = {name: _need(m, "metric") for name, m in measured.items()}
     first, expected = next(iter(metrics.items()))
     for name, other in metrics.items():
-        for key in SAME_METRIC if name in evaluations else set(SAME_METRIC) - {"images"}:
+        for key in SAME_METRIC if name in evaluations else set(SAME_METRIC) - NOT_OF_FLOOR:
             if other.get(key) != expected.get(key):
                 raise DamagedFileError(
                     "The rows were measured differently; a table never mixes metrics.",

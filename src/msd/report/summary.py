@@ -12,9 +12,9 @@ from typing import Any
 from msd.report import columns
 
 OF_TRAINING = "training images"
-FLOORS = {  # what a floor is the distance of, and to what
-    OF_TRAINING: ("Real training images", "the held-out ones"),
-    "half of the reference": ("Every second of the reference images", "the others"),
+FLOORS = {  # what a floor is the distance of, and to what; and what students are compared with
+    OF_TRAINING: ("Real training images", "the held-out ones", "held-out real images"),
+    "half of the reference": ("Every second of the reference images", "the others", "the reference images"),
 }
 SAME = 0.01  # relative difference of two numbers of images that counts as equal
 
@@ -72,10 +72,10 @@ def paragraph(numbers: Mapping[str, Any]) -> str:
     if not students:
         return "This experiment has no student rows; the table shows the teacher alone."
     best = min(students, key=lambda row: _distance(row, numbers))
-    of, _ = FLOORS[numbers["floor"].get("of", OF_TRAINING)]
+    of, _, real = FLOORS[numbers["floor"].get("of", OF_TRAINING)]
     floor = numbers["floor"]["metrics"][numbers["metric"]["name"]]
     said = [
-        f"Of {_count(len(students), 'student row')}, `{best['variant']}` comes closest to held-out real images: "
+        f"Of {_count(len(students), 'student row')}, `{best['variant']}` comes closest to {real}: "
         f"a Fréchet distance of {distance_text(_distance(best, numbers), numbers)} "
         f"({numbers['metric']['name']}, lower is better) with {_count(best['students'], 'student')} "
         f"and {_count(best['nfe'], 'network evaluation')} per image."

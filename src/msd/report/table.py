@@ -52,7 +52,7 @@ def notes(numbers: Mapping[str, Any]) -> list[str]:
     metric = numbers["metric"]
     return [
         floor_note(numbers),
-        metric_note(metric),
+        metric_note(numbers),
         "Precision: share of the images that lie among real ones; recall: share of the real ones that lie among the "
         f"images{fit_note(metric)}. NFE: network evaluations per image.",
         "Images each and in all: training images over all stages, per student and of all students, a stage that "
@@ -80,8 +80,9 @@ def fit_note(metric: Mapping[str, Any]) -> str:
     return judged * bool(metric["judge_sha256"]) + clip * bool(metric.get("clip"))
 
 
-def metric_note(metric: Mapping[str, Any]) -> str:
+def metric_note(numbers: Mapping[str, Any]) -> str:
     """What the distance is and what it compares with."""
+    metric, (_, _, real) = numbers["metric"], summary.FLOORS[numbers["floor"].get("of", summary.OF_TRAINING)]
     label, images = columns.metric_label(metric), f"{metric['images']:,} images"
     if metric["name"].startswith("fid_"):
         return (
@@ -93,8 +94,8 @@ def metric_note(metric: Mapping[str, Any]) -> str:
     each = ", the same number of each class," if metric["judge_sha256"] else ""
     return (
         f"`{label}` is the Fréchet distance of {images} per row{each} to "
-        f"{metric['reference_images']:,} held-out real images, in the features of a small classifier named by its "
-        f"sha256. {metric['name']} is not FID, which needs Inception-v3: it compares only with numbers of the same "
+        f"{metric['reference_images']:,} {real.removeprefix('the ')}, in the features of a small classifier named by "
+        f"its sha256. {metric['name']} is not FID, which needs Inception-v3: it compares only with numbers of the same "
         "name and digest."
     )
 
@@ -103,7 +104,7 @@ def floor_note(numbers: Mapping[str, Any]) -> str:
     """The floor in one line."""
     metric, floor = numbers["metric"], numbers["floor"]
     values = floor["metrics"]
-    of, against = summary.FLOORS[floor.get("of", summary.OF_TRAINING)]
+    of, against, _ = summary.FLOORS[floor.get("of", summary.OF_TRAINING)]
     text = (
         f"Floor: {summary.distance_text(values[metric['name']], numbers)}. {of}, scored in the same way against "
         f"{against} (precision {values['precision']:.3f}, recall {values['recall']:.3f}): no generator can be expected "

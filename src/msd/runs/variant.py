@@ -47,7 +47,7 @@ def variant_row(key: str, plan: Plan, variant: VariantPlan, evaluation: Manifest
         artifacts=_settings(plan, variant)
         | (_report(plan, variant) | {"weights.json": weights(bundle)} if bundle else {}),
         bundle=bundle.path.parent if bundle else None,
-        image_shape=tuple(Manifest.read(plan.data.manifest).results["image_shape"]) if bundle else (),
+        image_shape=tuple(bundle.results["image_shape"]) if bundle else (),
     )
 
 

@@ -131,7 +131,11 @@ def encode_latents(node: Node, compute: Compute, progress: Progress) -> Manifest
             settings=node.settings,
             inputs=node.input_paths,
             files={**shards.files, "captions": captions.file("train-labels")},
-            results={"images": len(source), "sha256": store.digest([digest, captions.results["sha256"]])},
+            results={
+                "images": len(source),
+                "image_shape": list(source.image_shape),
+                "sha256": store.digest([digest, captions.results["sha256"]]),
+            },
             identity=digest,
         )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from msd.config import (
     DiffusersSource,
     FolderComponents,
+    HubTeacherSource,
     KnownSource,
     Network,
     TeacherTrainSource,
@@ -14,8 +15,11 @@ from msd.config import (
     TinyComponents,
 )
 from msd.data.images import arrays
+from msd.data.lmdb_rows import open_rows
+from msd.data.prepare import shaping_of
 from msd.data.sources import open_source
 from msd.errors import ConfigError
+from msd.latent import factor_of
 from msd.networks.edm_pickle import read_edm_pickle
 from msd.networks.files import described_network
 from msd.networks.published import LATENT_CHANNELS, LATENT_FACTOR, published_network, published_text_network
@@ -39,8 +43,12 @@ def describe_teacher(plan: Plan) -> Description:
     source = plan.experiment.teacher
     if isinstance(source, TeacherTrainSource):
         data = plan.experiment.data
+        if data.source == "dmd2-latents":
+            with open_rows(Path(data.path or "")) as rows:
+                _, channels, height, width = rows.shape("latents")
+            return source.network, (channels, height, width), 0
         images = open_source(data.source, data.path or "", data.classes)
-        channels, height, width = next(arrays(images)).shape
+        channels, height, width = next(arrays(images, shaping_of(images, data))).shape
         if isinstance(source.network, TextNetwork):
             return source.network, _latent_shape(plan, height, width), 0
         return source.network, (channels, height, width), images.num_classes
@@ -49,7 +57,7 @@ def describe_teacher(plan: Plan) -> Description:
             return *published_text_network(KNOWN[source.name]), 0
         network, image_shape, classes = published_network(KNOWN[source.name])
         return source.network or network, image_shape, classes
-    if isinstance(source, DiffusersSource):
+    if isinstance(source, DiffusersSource) or (isinstance(source, HubTeacherSource) and source.filename is None):
         raise ConfigError(
             "A diffusers teacher is described when it is adopted.",
             where="teacher",
@@ -71,5 +79,5 @@ def _latent_shape(plan: Plan, height: int, width: int) -> tuple[int, int, int]:
         channels, factor = made.latent_channels, 2 ** (len(made.channels) - 1)
     elif text is not None and isinstance(text.components, FolderComponents):
         config = read_json(Path(text.components.path) / "vae" / "config.json")
-        channels, factor = config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
+        channels, factor = config["latent_channels"], factor_of(config)
     return channels, height // factor, width // factor

@@ -92,13 +92,16 @@ def make_coco(
     """
     with one_writer(folder, on_wait=lambda: print(f"waiting: another process makes {folder}", file=sys.stderr)):
         halves = [h for h in release.pictures if h == VALIDATION or train or _record(folder, h).exists()]
-        records = {half: _make_half(folder, half, release, keep_zips, progress(half)) for half in halves}
+        used = list[Path]()
+        records = {half: _make_half(folder, half, release, used, progress(half)) for half in halves}
         captions = {half: record.file("captions") for half, record in records.items()}
         evaluation = folder / EVALUATION
         if not _is(evaluation, release.evaluation_sha256):
             _write_evaluation(evaluation, captions[VALIDATION], release)
         settings = {half: record.settings for half, record in records.items()}
         results = {half: record.results for half, record in records.items()}
+        for path in [] if keep_zips else dict.fromkeys(used):
+            forget(path)
         known = _read(folder / MANIFEST)
         if known is not None and (known.settings, known.results) == (settings, results):
             return known
@@ -138,9 +141,13 @@ def _write_evaluation(path: Path, captions: Path, release: Release) -> None:
     write_text(path, lines)
 
 
-def _make_half(folder: Path, half: str, release: Release, keep_zips: bool, progress: Progress) -> Manifest:
-    """The record of one half, whose pictures and captions are made unless they are there as it says."""
-    (source, count), used = release.pictures[half], list[Path]()
+def _make_half(folder: Path, half: str, release: Release, used: list[Path], progress: Progress) -> Manifest:
+    """The record of one half, whose pictures and captions are made unless they are there as it says.
+
+    Args:
+        used: the zip files that were needed are put to it.
+    """
+    (source, count), before = release.pictures[half], len(used)
     settings = {"pictures": asdict(source), "annotations": asdict(release.annotations)}
     pictures, captions = folder / half, folder / f"captions_{half}.json"
     record = _read(_record(folder, half))
@@ -155,13 +162,11 @@ def _make_half(folder: Path, half: str, release: Release, keep_zips: bool, progr
         results = {"images": count, "sha256": unpack_pictures(used[-1], pictures, count, progress)}
     else:
         results = record.results
-    if used or record is None:
+    if len(used) > before or record is None:
         files = {"captions": captions}
         record = Manifest.write(
             _record(folder, half), kind="coco-half", settings=settings, files=files, results=results
         )
-    for path in [] if keep_zips else used:
-        forget(path)
     return record
 
 

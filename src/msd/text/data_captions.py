@@ -56,7 +56,7 @@ def collect_captions(out: Path, settings: dict[str, Any], inputs: dict[str, Path
         inputs=inputs,
         files={"prompts": prompts.path, "train-labels": path, **images},
         results={
-            "sha256": prompts.results["sha256"],
+            "sha256": store.digest([prompts.results["sha256"], data.results["sha256"]]),
             "num_classes": prompts.results["prompts"],
             "image_shape": data.results["image_shape"],
             "images": {"train": len(numbers)},
@@ -74,7 +74,7 @@ def _of_images(data: store.Manifest) -> Iterator[Row]:
 
 
 def _numbers(data: store.Manifest, prompts: PromptArchive) -> NDArray[np.int64]:
-    """The number (N,) of each training image's caption among the prompts; 16 bytes of each are in memory."""
+    """The number (N,) of each training image's caption among the prompts; a hash of each is in memory."""
     texts = (decoded(row.text) for row in _of_images(data))
     keys = [key_of(text) if text and text.strip() else b"" for text in texts]
     wanted = set(keys)

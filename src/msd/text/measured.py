@@ -29,9 +29,7 @@ def measured_prompts(captions: Manifest, settings: dict[str, Any]) -> list[str]:
         return captions.results["class_names"]
     if "captions" in settings:
         return read_captions(Captions.model_validate(settings["captions"]), settings["prompts"])
-    held_out = captions.file("evaluation-captions")
-    rows = islice(rows_of(held_out), settings["prompts"])
-    return _enough([decoded(row.text) or "" for row in rows], settings["prompts"], held_out)
+    return _first(captions.file("evaluation-captions"), settings["prompts"])
 
 
 def read_captions(source: Captions, count: int) -> list[str]:
@@ -43,13 +41,18 @@ def read_captions(source: Captions, count: int) -> list[str]:
     """
     path = Path(source.path)
     if not path.is_file():
-        raise MissingFileError("The captions do not exist.", where=str(path), todo="Correct protocol.captions.path.")
+        raise MissingFileError(
+            "The captions do not exist.",
+            where=str(path),
+            todo="Correct protocol.captions.path; `msd coco` fetches those of COCO.",
+        )
     if source.sha256 is not None:
         verify_sha256(path, source.sha256)
-    return _enough(path.read_text(encoding="utf-8").splitlines()[:count], count, path)
+    return _first(path, count, "txt")
 
 
-def _enough(captions: list[str], count: int, path: Path) -> list[str]:
+def _first(path: Path, count: int, format: str | None = None) -> list[str]:
+    captions = [decoded(row.text) or "" for row in islice(rows_of(path, format), count)]
     if len(captions) < count:
         raise DataError("There are fewer captions than images.", where=str(path), why=f"{len(captions)} for {count}")
     return captions
