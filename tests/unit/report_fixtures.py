@@ -242,6 +242,7 @@ def _bundle(variant: VariantPlan, classes: int) -> None:
         results["images_total"] = sum(r["nimg"] for r in once.values())
         results["training_seconds"] = round(sum(r["seconds"] for r in once.values()), 1)
         results["parts"] = Manifest.read(variant.partition.manifest).results["parts"]
+    results["image_shape"] = [1, 28, 28]
     _write(variant.bundle, results, files)
 
 

@@ -85,6 +85,14 @@ def test_of_coco_each_picture_has_its_first_caption(tmp_path: Path) -> None:
     assert [np.asarray(picture)[0, 0, 0] for picture in source.images()] == [7, 3]
 
 
+def test_a_picture_that_is_named_again_is_one_picture(tmp_path: Path) -> None:
+    """Else it could be trained on and held out."""
+    folder = pictures(tmp_path / "pictures", ["a dog", "a cat"])
+    with open(folder / "metadata.jsonl", "a") as f:
+        f.write('\n{"file_name": "0.png", "text": "the same dog"}\n')
+    assert captioned(folder).captions == ("a dog", "a cat")
+
+
 @pytest.mark.parametrize(
     ("line", "error", "expected"),
     [
@@ -122,6 +130,31 @@ def test_each_image_has_the_number_of_its_caption_among_all_prompts(tmp_path: Pa
     assert captions.results["report"]["duplicates"]["count"] == 3
     again = collected(tmp_path, data, prompts=str(tmp_path / "more.txt"))  # the archive is there already
     assert again.results == captions.results
+
+
+def test_another_order_of_the_same_captions_is_another_set(tmp_path: Path) -> None:
+    """Or what was trained on the one would be taken for the other."""
+    texts = ["a", "b", "a", "b", "a", "b", "b", "a"]
+    found = []
+    for name, order in (("one", texts), ("other", texts[:4] + texts[5:] + texts[4:5])):
+        (tmp_path / name).mkdir()
+        folder = pictures(tmp_path / name / "pictures", order)
+        settings = {"source": "captioned", "path": str(folder), "resolution": 8, "evaluation_share": 0.2}
+        data = prepare(Data.model_validate(settings), tmp_path / name / "data/manifest.json")
+        found.append(collected(tmp_path / name, data).results["sha256"])
+    assert found[0] != found[1]
+
+
+def test_the_digest_of_a_manifest_is_the_one_that_is_checked(tmp_path: Path) -> None:
+    data = prepared(tmp_path / "one")
+    again = {**data.settings, "sha256": data.results["sha256"]}
+    assert prepare(Data.model_validate(again), tmp_path / "again/manifest.json").results == data.results
+    (tmp_path / "one/pictures/metadata.jsonl").write_text(
+        '{"file_name": "0.png", "text": "x"}\n{"file_name": "1.png", "text": "y"}'
+    )
+    with pytest.raises(DamagedFileError, match="captions are not the ones"):
+        prepare(Data.model_validate(again), tmp_path / "changed/manifest.json")
+    assert not (tmp_path / "changed/manifest.json").exists()
 
 
 def test_other_prompts_than_meant_are_refused(tmp_path: Path) -> None:
@@ -168,6 +201,9 @@ def test_images_are_measured_with_held_out_captions_or_those_of_a_protocol(tmp_p
         (["evaluation.judge={source: file, path: x}"], "set null, captions have no classes"),
         (["evaluation.protocol.captions=null"], "latents have no images"),
         (["variants={msd2: {students: 2}}"], "new prompts need a router"),
+        (["data.resolution=64"], "latents are taken as they are"),
+        (["evaluation.protocol.features={source: train, training: {images: 8, batch_size: 8, width: 8, optimizer: "
+          "{learning_rate: 1e-3}}}", "evaluation.protocol.name=fd_x"], "no classes to train features on"),
         (["text.components={source: tiny, autoencoder: {channels: [8], training: {images: 8, batch_size: 8, "
           "optimizer: {learning_rate: 1e-3}}}}"], "tiny ones are made of images"),
     ],

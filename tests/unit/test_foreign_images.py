@@ -17,13 +17,14 @@ from tiny_clip import NAME, write_clip
 from msd.cli.main import main
 from msd.config import ClipScore, load
 from msd.data.archive import open_half
-from msd.data.images import image_of
+from msd.data.images import Shaping, arrays, image_of
 from msd.errors import ConfigError, DataError, MissingFileError
 from msd.evaluate.clip_score import open_clip_model
 from msd.evaluate.features import open_extractor
 from msd.evaluate.images import evaluate_images
 from msd.evaluate.metrics import statistics_of
-from msd.evaluate.protocol import batches, protocol_digest
+from msd.evaluate.protocol import at_resolution, batches, protocol_digest
+from msd.evaluate.reference import content_of, open_images
 from msd.plan import Plan
 from msd.store import Manifest, sha256_file
 
@@ -219,3 +220,22 @@ def test_weights_from_elsewhere_are_a_row(place: Path) -> None:
     assert results["nfe"] == 1
     assert results["metrics"]["fd_digits"] > 10
     assert np.load(variant.evaluation.manifest.parent / "gallery.npy").shape == (10, 2, 1, 28, 28)
+
+
+def test_images_in_memory_come_to_a_resolution_as_those_in_files(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 3, 20, 20), dtype=np.uint8)
+    for i, image in enumerate(images):
+        image_of(image).save(tmp_path / f"{i}.png")
+    in_files = np.stack(list(arrays(open_images(tmp_path), Shaping(resolution=8))))
+    assert np.array_equal(at_resolution(images, 8), in_files)
+    assert at_resolution(images, None) is images
+
+
+def test_a_reference_behind_a_link_is_known_by_its_pictures(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / f"{name}-pictures").mkdir()
+        (tmp_path / f"{name}-pictures/0.png").write_text(name)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "inside").symlink_to(tmp_path / f"{name}-pictures")
+    assert content_of(tmp_path / "one") != content_of(tmp_path / "other")
+    assert content_of(tmp_path / "one") == content_of(tmp_path / "one")

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from report_fixtures import VARIANTS, experiment, make_results
+from tiny import ROOT
 
-from msd.config import Experiment
+from msd.config import Experiment, load
 from msd.errors import DamagedFileError
 from msd.plan import Plan
 from msd.report.build import build_report
-from msd.report.published import Published, Table, escape, latex, markdown, published, tables, write_tables
+from msd.report.published import Published, Table, _matches, escape, latex, markdown, published, tables, write_tables
 from msd.store import Manifest, read_json, write_json
 
 ABLATION = {
@@ -101,6 +102,18 @@ def test_its_own_experiment_fills_a_table(imagenet: Plan) -> None:
         "–"
     }
     assert named["EDM teacher, SDE"] == named["DMD"] == "–"
+
+
+def test_the_rows_of_the_text_recipe_are_those_of_its_table(tmp_path: Path) -> None:
+    plan = Plan(load(ROOT / "params.yaml", [ROOT / "experiments/sd15-coco.yaml"]), tmp_path)
+    Manifest.write(plan.teacher.manifest, kind="teacher", settings={}, results={"parameters": 859_520_964})
+    variants = {name: v for name, v in plan.experiment.variants.items() if name != "msd4-minus83"}
+    rows = [
+        {"variant": name, "model": variant.model, "changes": {}, "parameters_per_student": 859_520_964}
+        for name, variant in variants.items()
+    ]
+    found, _ = _matches(published().tables["table2"], plan, {"rows": rows})
+    assert [row and row["variant"] for row in found] == ["msd4", "msd4-dm", "single", None, "teacher"]
 
 
 def test_a_stale_report_is_refused(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ numpy.savez(sys.argv[1], first, model.predict(conditions, params={"seed": 7}))
 @pytest.fixture
 def plan(tracking_folder: Path) -> Plan:
     plan = results(variants={"pair": {"students": 2, "stages": ["dm"]}})
-    rewrite(plan.data, image_shape=list(IMAGE_SHAPE))
+    rewrite(plan.variant("pair").bundle, image_shape=list(IMAGE_SHAPE))
     write_networks(plan, 0, 1)
     return plan
 

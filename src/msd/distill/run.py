@@ -156,10 +156,12 @@ def run_adm(node: Node, compute: Compute, progress: Progress) -> Manifest:
     return run_job(_student_job(inputs, settings, make_step, {"data": data.sha256}), compute, progress)
 
 
-def _check_belong(teacher: Backbone, manifests: Mapping[str, Manifest]) -> None:
+def _check_belong(teacher: Backbone, manifests: Mapping[str, Manifest], classes_too: bool = True) -> None:
     """Whether images, or latents, and classes are those of the teacher; prompts are checked with their encoder."""
-    data = manifests["data"].results
-    shape, classes = tuple(data["image_shape"]), 1 if "embeddings" in manifests else data["num_classes"]
+    data, classes = manifests["data"].results, teacher.num_classes
+    shape = tuple(data["image_shape"])
+    if classes_too:
+        classes = 1 if "embeddings" in manifests else data["num_classes"]
     if shape != teacher.image_shape or classes != teacher.num_classes:
         raise ConfigError(
             "The teacher and the data do not belong together.",
@@ -171,10 +173,10 @@ def _check_belong(teacher: Backbone, manifests: Mapping[str, Manifest]) -> None:
 def _networks(inputs: _Inputs) -> tuple[Backbone, Backbone, Backbone, Conditions]:
     """Student, teacher and fake score to start from, and the part's conditions."""
     teacher = inputs.network("teacher", "weights")
-    _check_belong(teacher, inputs.manifests)
     inputs.opened.check_teacher(teacher, inputs.manifests["teacher"])
     if "embeddings" not in inputs.manifests:  # prompts can always be split
         check_split(teacher.num_conditions, len(inputs.parts()), str(inputs.manifests["teacher"].path))
+    _check_belong(teacher, inputs.manifests, classes_too=False)  # one that is unconditional takes any
     if inputs.node.kind == "adm":
         student, fake_score = inputs.network("before", "student_raw"), inputs.network("before", "fake_score")
     else:

@@ -52,7 +52,7 @@ def floor_in_files(ruler: Ruler, path: Path) -> tuple[dict[str, float], Referenc
 
 def features_in_files(ruler: Ruler, path: Path) -> tuple[dict[str, Features], str]:
     """Features (N, D) of all images in files, in every space, kept by what they depend on; and the files' digest."""
-    source, sha256, resolution = open_images(path), _content(path), ruler.protocol.resolution
+    source, sha256, resolution = open_images(path), content_of(path), ruler.protocol.resolution
 
     def in_space(name: str) -> Features:
         key = {**ruler.key(name, sha256), "resolution": resolution or 0}
@@ -97,7 +97,7 @@ def _neighbours(ruler: Ruler, features: Features) -> Features:
     return features[spread(len(features), ruler.protocol.neighbour_images)]
 
 
-def _content(path: Path) -> str:
+def content_of(path: Path) -> str:
     """sha256 of a file, or over all files of a folder and their names; links are followed, as pictures are found."""
     if path.is_file():
         return sha256_file(path)

@@ -52,7 +52,7 @@ def notes(numbers: Mapping[str, Any]) -> list[str]:
     metric = numbers["metric"]
     return [
         floor_note(numbers),
-        metric_note(numbers),
+        metric_note(metric, summary.FLOORS[numbers["floor"].get("of", summary.OF_TRAINING)][2]),
         "Precision: share of the images that lie among real ones; recall: share of the real ones that lie among the "
         f"images{fit_note(metric)}. NFE: network evaluations per image.",
         "Images each and in all: training images over all stages, per student and of all students, a stage that "
@@ -80,9 +80,12 @@ def fit_note(metric: Mapping[str, Any]) -> str:
     return judged * bool(metric["judge_sha256"]) + clip * bool(metric.get("clip"))
 
 
-def metric_note(numbers: Mapping[str, Any]) -> str:
-    """What the distance is and what it compares with."""
-    metric, (_, _, real) = numbers["metric"], summary.FLOORS[numbers["floor"].get("of", summary.OF_TRAINING)]
+def metric_note(metric: Mapping[str, Any], real: str = "held-out real images") -> str:
+    """What the distance is and what it compares with.
+
+    Args:
+        real: what that is called.
+    """
     label, images = columns.metric_label(metric), f"{metric['images']:,} images"
     if metric["name"].startswith("fid_"):
         return (
