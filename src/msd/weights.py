@@ -23,12 +23,11 @@ from msd.store import Manifest, read_json, verify_sha256
 NETWORK_FORMAT = "msd-network-1"
 CLASSIFIER_FORMAT = "msd-classifier-1"
 METADATA_KEY = "msd"
-BUFFERS = (
-    "empty",
-    "freqs",
-)  # tensors in the files that are no parameters: the empty prompt's states, a fixed embedding
+BUFFERS = ("empty", "freqs")  # in the files, but no parameters: the empty prompt's states, a fixed embedding
 PIPELINE = "model_index.json"  # of a diffusers pipeline
-PARTS, SUFFIXES = ("scheduler", "text_encoder", "tokenizer", "unet", "vae"), (".json", ".txt", ".safetensors")
+PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+SUFFIXES = (".json", ".txt", ".safetensors")  # of a pipeline's files that are read; pickles stay behind
+OTHER_WEIGHTS = (".fp16.", ".non_ema.")  # in names: the same weights once more
 FOREIGN = ("inception", "torchscript")  # networks of features that others made
 
 
@@ -219,7 +218,7 @@ def _pipeline(repo: str, revision: str) -> Path:
                 revision=revision,
                 cache_dir=cache_folder() / "hub",
                 allow_patterns=[PIPELINE, *(f"{part}/*{suffix}" for part in PARTS for suffix in SUFFIXES)],
-                ignore_patterns=["*.fp16.*", "*.non_ema.*"],
+                ignore_patterns=[f"*{part}*" for part in OTHER_WEIGHTS],
             )
         )
 

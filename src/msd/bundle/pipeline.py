@@ -22,10 +22,9 @@ from msd.errors import ConfigError
 from msd.networks.diffusers_files import WEIGHTS
 from msd.networks.latent import LatentDenoiser
 from msd.text.encoder_files import CLIP, parts_of
-from msd.weights import weights_files
+from msd.weights import SUFFIXES, weights_files
 
 COPIED = ("vae", "text_encoder", "tokenizer")
-ENDINGS = (".json", ".txt", ".safetensors")  # of what is copied; pickles stay behind
 PARTS = {
     "scheduler": ["diffusers", "DDIMScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
@@ -119,4 +118,4 @@ def _write_unet(student: LatentDenoiser, folder: Path) -> None:
 
 
 def _not_needed(folder: str, names: list[str]) -> list[str]:
-    return [name for name in names if not name.endswith(ENDINGS)]
+    return [name for name in names if not name.endswith(SUFFIXES)]

@@ -30,10 +30,9 @@ from msd.text.encoder_files import copy_encoder
 from msd.text.tiny import make_tiny_encoder
 from msd.training.engine import Progress, resolve_device
 from msd.training.job import alone
-from msd.weights import fetch_weights
+from msd.weights import OTHER_WEIGHTS, SUFFIXES, fetch_weights
 
 FOLDERS = ("vae", "text_encoder", "tokenizer")  # of a diffusers pipeline
-KEPT = (".json", ".txt", ".safetensors")
 MEASURED = 1024  # images that the latents' scale is measured on
 
 
@@ -80,7 +79,7 @@ def _tiny_decoder(place: Path, folder: Path) -> dict[str, Path]:
 
 def _is_needed(path: Path) -> bool:
     """Neither pickles nor other precisions of the same weights."""
-    return path.is_file() and path.suffix in KEPT and not any(part in path.name for part in (".fp16.", ".non_ema."))
+    return path.is_file() and path.suffix in SUFFIXES and not any(part in path.name for part in OTHER_WEIGHTS)
 
 
 def components_folder(node: Node) -> Path:
