@@ -9,7 +9,7 @@ rule partition:
         ROOT + "/partition/{kind}-{digest}/manifest.json",
     log:
         ROOT + "/logs/partition-{kind}-{digest}.log",
-    localrule: PLAN.text is None  # classes are few, prompts may be millions
     priority: images_ahead(ROOT + "/partition/{kind}-{digest}/manifest.json")
+    localrule: PLAN.text is None  # classes are few, prompts may be millions
     shell:
         "msd partition {output} {CONFIGURATION} 2>&1 | keep {log}"
