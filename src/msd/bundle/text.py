@@ -120,7 +120,7 @@ class TextBundle(Bundle):
                 f"Prompts are known by the numbers 0…{self.num_classes - 1}.", why=f"given: {numbers[:5]}"
             )
         if self._last is None or self._last[0] != numbers:
-            self._last = numbers, self.encoder.encode([self.prompts[i] for i in numbers])
+            self._last = numbers, self.encoder.encode(self.prompts_of(cond))
         return self._last[1]
 
     @torch.no_grad()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from msd import ranks
 from msd.bundle.bundle import Bundle
@@ -27,12 +26,11 @@ from msd.evaluate.matrix import balanced
 from msd.evaluate.metrics import asked_class_share, classes_of_conditions
 from msd.evaluate.protocol import Network, RealImages, Reference, Ruler, batches, summary
 from msd.evaluate.reference import floor_in_files, reference_of
-from msd.evaluate.sampling import Eyes, Seen, check_belongs, draw, look_at, shown_classes
+from msd.evaluate.sampling import Eyes, Score, Seen, check_belongs, draw, look_at, shown_classes
 from msd.plan import Node
 from msd.store import Manifest, write_with
 from msd.training.engine import Progress, resolve_device
 
-Score = Callable[[NDArray[np.uint8], Tensor], float]
 COPIED = (
     "students",
     "parameters_per_student",
@@ -147,9 +145,7 @@ def ruler_of(node: Node, inputs: dict[str, Manifest], protocol: Protocol, device
     return Ruler(protocol, networks, device, node.root / "state" / "reference")
 
 
-def _clip(
-    bundle: Bundle, protocol: Protocol, device: torch.device
-) -> Callable[[NDArray[np.uint8], Tensor], float] | None:
+def _clip(bundle: Bundle, protocol: Protocol, device: torch.device) -> Score | None:
     """The CLIP scores of a bundle's images, if they are asked for.
 
     Raises:

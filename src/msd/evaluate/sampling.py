@@ -25,6 +25,8 @@ from msd.evaluate.features import Extractor
 from msd.evaluate.protocol import at_resolution
 from msd.training.engine import Progress
 
+Score = Callable[[NDArray[np.uint8], Tensor], float]
+
 
 @dataclass(frozen=True)
 class Eyes:
@@ -39,7 +41,7 @@ class Eyes:
 
     extractors: Mapping[str, Extractor]
     judge: Classifier | None = None
-    clip: Callable[[NDArray[np.uint8], Tensor], float] | None = None
+    clip: Score | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor, nn
 
 from msd.errors import ConfigError
+from msd.latent import factor_of
 from msd.latent.autoencoder import read_model
 from msd.store import read_json
 
@@ -48,11 +49,11 @@ def open_tiny_decoder(folder: Path, autoencoder: Path, device: torch.device | st
     """
     net = read_model(AutoencoderTiny, folder)
     tiny, full = net.config, read_json(autoencoder / "config.json")
-    levels, full_levels = len(tiny.decoder_block_out_channels), len(full["block_out_channels"])
+    levels = len(tiny.decoder_block_out_channels)
     compared = {  # found, expected
         "latent channels": (tiny.latent_channels, full["latent_channels"]),
         "channels of an image": (tiny.out_channels, full["out_channels"]),
-        "pixels of a latent's side": (tiny.upsampling_scaling_factor ** (levels - 1), 2 ** (full_levels - 1)),
+        "pixels of a latent's side": (tiny.upsampling_scaling_factor ** (levels - 1), factor_of(full)),
         "scaling factor": (tiny.scaling_factor, 1),
         "shift factor": (tiny.shift_factor, 0),
     }
